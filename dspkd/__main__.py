@@ -1,0 +1,3 @@
+from dspkd.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""The Typer application and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+import dspkd
+from dspkd.cli import measuring, sharing, training, using
+from dspkd.errors import DspkdError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dspkd",
+    help="Distil a large skin-lesion classifier into a small one, export it with proof, and measure it where it runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 gate failed, 4 verification failed, 5 device or package missing, "
+    "6 inconclusive.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dspkd {dspkd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+for name, verb in {
+    "demo": training.demo,
+    "train": training.train,
+    "distill": training.distill,
+    "eval": using.evaluate,
+    "predict": using.predict,
+    "export": sharing.export,
+    "verify": sharing.verify,
+    "bench": measuring.bench,
+    "report": measuring.report,
+}.items():
+    app.command(name)(verb)
+
+
+def main() -> None:
+    """Entry point of the `dspkd` command. `DSPKD_DEBUG=1` shows the traceback of an expected error too."""
+    try:
+        app(standalone_mode=True)
+    except DspkdError as error:
+        if os.environ.get("DSPKD_DEBUG"):
+            raise
+        sys.stderr.write(f"dspkd: error: {error.message.strip()}{f' - {error.hint}' if error.hint else ''}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("dspkd: interrupted; finished epochs are kept: repeat the command with --resume\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

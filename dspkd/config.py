@@ -1,0 +1,208 @@
+"""Configuration: frozen pydantic models, read from TOML, changed by flags, saved resolved with every run.
+
+A run is a list of stages applied to one network. Fitting a teacher is one `cross_entropy` stage; DSP-KD is
+`[hf_masked_generation, norm_kd]`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dspkd.errors import ConfigError
+
+__all__ = [
+    "PRESETS",
+    "AugmentConfig",
+    "DataConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "StageConfig",
+    "apply_overrides",
+    "dsp_kd_stages",
+    "load_toml",
+    "parse_run_config",
+    "to_toml",
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Frozen):
+    """The images and how they are divided. Fractions are of all images; the rest is the training part."""
+
+    root: Path
+    split: Path | None = None
+    """A stored split to reuse. None: the teacher's split if there is a teacher, else a new one from `split_seed`."""
+    val_fraction: float = Field(default=0.1, gt=0.0, lt=0.5)
+    test_fraction: float = Field(default=0.2, gt=0.0, lt=0.5)
+    split_seed: int = 0
+    balance: float = Field(default=1.0, ge=0.0, le=1.0)
+    """How far training draws even out the classes: weight count^-balance. 0 is the natural mix, 1 equal classes."""
+    workers: int = Field(default=0, ge=0)
+    cache_dir: Path | None = None
+    """Decoded pixels are kept here. None: $DSPKD_CACHE, else the user's cache folder."""
+
+
+class AugmentConfig(_Frozen):
+    """Random views of a training image. Dermatoscopy has no up or down, so flips and right angles are free."""
+
+    flips: bool = True
+    right_angles: bool = True
+    crop_scale: float = Field(default=0.6, gt=0.0, le=1.0)
+    """Smallest part of the image's area that a random crop keeps. 1: no cropping."""
+    color_jitter: float = Field(default=0.15, ge=0.0, lt=1.0)
+    """Largest relative change of brightness, contrast and saturation."""
+
+
+class OptimizerConfig(_Frozen):
+    """SGD with linear warm-up and cosine decay (paper section 4.2)."""
+
+    lr: float = Field(default=0.01, gt=0.0)
+    min_lr: float = Field(default=1e-5, ge=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    warmup_epochs: float | None = Field(default=None, ge=0.0)
+    """None: a sixth of the stage, the paper's 20 of 120."""
+    gradient_clip: float | None = Field(default=None, gt=0.0)
+
+
+class StageConfig(_Frozen):
+    """One stage: a method of `dspkd.distill.METHODS`, its settings, and how long and how it is optimised."""
+
+    method: str
+    epochs: int = Field(ge=1)
+    settings: dict[str, Any] = {}
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class RunConfig(_Frozen):
+    """Everything that decides the outcome of `dspkd train` or `dspkd distill`."""
+
+    model: str
+    weights: Path | None = None
+    """Initial weights from a file. A head of another size starts afresh."""
+    pretrained: bool = False
+    """Initial weights from timm or torchvision; needs a network."""
+    teacher: Path | None = None
+    """A model folder. Its split is reused, so that the student is never tested on what the teacher saw."""
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    size: int = Field(default=224, ge=32, le=2048)
+    batch_size: int = Field(default=64, ge=2)
+    seed: int = 0
+    select: Literal["best", "last"] = "best"
+    """Which epoch of the last stage becomes the result: best on validation (balanced accuracy) or the last."""
+    device: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    deterministic: bool = True
+    out: Path
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.weights is not None and self.pretrained:
+            raise ValueError("give either weights or pretrained, not both")
+        return self
+
+    @field_validator("stages")
+    @classmethod
+    def _methods_exist(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        from dspkd.distill import METHODS
+
+        for stage in stages:
+            if stage.method not in METHODS:
+                raise ValueError(f"unknown method {stage.method!r}; known: {', '.join(METHODS)}")
+            METHODS[stage.method].Settings.model_validate(stage.settings)
+        return stages
+
+
+PRESETS = ("default", "matched", "paper_literal")
+
+
+def dsp_kd_stages(preset: str = "default", *, epochs: int | None = None, lr: float | None = None) -> list[dict[str, Any]]:
+    """The two stages of DSP-KD as plain data (methods.md section 10; every choice stands in DECISIONS.md).
+
+    default        120 + 120 epochs, CE in both stages, peak learning rate 0.01
+    matched        60 + 60 epochs: the same number of updates as a student trained alone for 120
+    paper_literal  eq. 8 as printed (no CE in stage 2), learning rate 0.001
+
+    `epochs` is the total over both stages, `lr` the peak rate of both.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}", hint=f"choose one of {', '.join(PRESETS)}")
+    total = epochs if epochs is not None else (120 if preset == "matched" else 240)
+    if total < 2:
+        raise ConfigError(f"{total} epochs cannot be divided over two stages", hint="give at least --epochs 2")
+    first = total // 2
+    optimizer = {"lr": lr if lr is not None else (0.001 if preset == "paper_literal" else 0.01)}
+    second_settings = {"cross_entropy_weight": 0.0, "distillation_weight": 1.0} if preset == "paper_literal" else {}
+    return [
+        {"method": "hf_masked_generation", "epochs": first, "settings": {}, "optimizer": optimizer},
+        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": optimizer},
+    ]
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as f:
+            return tomllib.load(f)
+    except FileNotFoundError as error:
+        raise ConfigError(f"config {path} does not exist", hint="check --config") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `--set a.b.0.c=VALUE` to nested tables; VALUE is read as TOML, and as a string if it is none."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r} has no '='", hint="write --set stages.0.epochs=5")
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        node: Any = values
+        *parents, last = key.split(".")
+        for part in parents:
+            node = _child(node, part, override, create=True)
+        if isinstance(node, list):
+            _child(node, last, override, create=False)
+            node[int(last)] = value
+        else:
+            node[last] = value
+    return values
+
+
+def _child(node: Any, part: str, override: str, *, create: bool) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(f"--set {override!r}: {part!r} is no index of a list of {len(node)}")
+        return node[int(part)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override!r}: {part!r} lies inside a value that is no table")
+    return node.setdefault(part, {}) if create else node.get(part)
+
+
+def parse_run_config(values: Mapping[str, Any], *, origin: str) -> RunConfig:
+    """Validate; the first fault becomes one ConfigError that names the key and the value."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"]) or "the configuration"
+        raise ConfigError(f"{origin}: {key}: {fault['msg']} (got {fault.get('input')!r})") from error
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration as TOML (keys that are None are left out: TOML has no null)."""
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,1 @@
+"""Images, labels and lesions: sources, split, decode cache, random views, synthetic lesions."""

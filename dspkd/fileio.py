@@ -1,0 +1,154 @@
+"""Files that are either whole or not there: hashing, canonical JSON, write-aside-then-rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dspkd.errors import OutputError, VerificationError
+
+__all__ = [
+    "atomic_dir",
+    "atomic_file",
+    "canonical_json",
+    "ensure_dir",
+    "read_sealed_json",
+    "seal",
+    "sha256_bytes",
+    "sha256_file",
+    "write_json",
+    "write_sealed_json",
+    "write_text",
+]
+
+SEAL_KEY = "content_sha256"
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value that hashes are taken over (sorted keys, no spaces, NaN refused)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {error.strerror or error}", hint="choose a writable place with --out")
+
+
+def ensure_dir(path: Path) -> Path:
+    """Make a folder that can be written to, or say in one sentence why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    return path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it there on success, remove it on failure.
+
+    The contents reach the disk before the rename, so that a kill or a power cut leaves the old file or the new one.
+    """
+    ensure_dir(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as f:
+            os.fsync(f.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place on success.
+
+    POSIX cannot swap two non-empty folders in one call that Python offers, so an old `path` is first renamed aside;
+    a kill between the two renames leaves the old folder beside it under its `.old` name and never a mixture.
+    """
+    ensure_dir(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = path.with_name(f".{path.name}.old")
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
+        temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` with a hash of its own content, so that an edit by hand is noticed."""
+    body = {k: v for k, v in value.items() if k != SEAL_KEY}
+    return {**body, SEAL_KEY: sha256_bytes(canonical_json(body))}
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    write_json(path, seal(value))
+
+
+def read_sealed_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
+    """Read a manifest written by `write_sealed_json`.
+
+    Raises VerificationError if the file is missing, no JSON, of another kind, of a newer schema, or was edited.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VerificationError(
+            f"{path} does not exist: {path.parent} is not a dspkd {kind} folder", hint="check the path"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"{path} cannot be read as JSON: {error}", hint=f"make the {kind} again") from error
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        found = value.get("kind") if isinstance(value, dict) else type(value).__name__
+        raise VerificationError(f"{path} is of kind {found!r}, expected {kind!r}")
+    version = value.get("schema_version")
+    if not isinstance(version, int) or version > schema_version:
+        raise VerificationError(
+            f"{path} has schema version {version!r}; this dspkd reads up to {schema_version}", hint="upgrade dspkd"
+        )
+    if seal(value)[SEAL_KEY] != value.get(SEAL_KEY):
+        raise VerificationError(
+            f"{path} was edited after it was written: its content does not match its {SEAL_KEY}",
+            hint=f"make the {kind} again with the settings that you want",
+        )
+    return value

@@ -1,0 +1,74 @@
+"""ONE description of how a picture becomes the network's input; training, evaluation, export, bench and the phone use it.
+
+The steps, in this order:
+
+1. decode; apply the EXIF orientation; convert to RGB (alpha over white, CMYK and grey converted);
+2. cut the largest centred square;
+3. resize it to `size` x `size` with Pillow's 8-bit resampler (antialiased, fixed-point weights, so that the bytes are
+   the same on every machine);
+4. divide by 255, subtract `mean`, divide by `std` per RGB channel.
+
+Steps 1 to 3 give uint8 pixels, `load_pixels`; step 4 is baked into every exported graph.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from dspkd.errors import DataError
+
+__all__ = ["Preprocess", "load_pixels", "load_rgb"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Preprocess(BaseModel):
+    """Preprocessing of one model. Mean and std are for RGB in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(default=224, ge=16, le=2048)
+    crop: Literal["center-square"] = "center-square"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: Literal[True] = True
+    color_order: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Decode a picture completely, upright and as RGB. Raises DataError, naming the file, if it cannot."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"image {path} cannot be decoded: {error}", hint="the file is damaged or no picture: replace or remove it"
+        ) from error
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return upright.convert("RGB")
+
+
+def resize_square(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
+    """Steps 2 and 3. Returns uint8 (size, size, 3)."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), _RESAMPLE[interpolation], box=box), dtype=np.uint8)
+
+
+def load_pixels(path: Path, preprocess: Preprocess) -> np.ndarray:
+    """A picture file as the uint8 pixels (size, size, 3) that the network sees before normalisation."""
+    return resize_square(load_rgb(path), preprocess.size, preprocess.interpolation)

@@ -1,0 +1,1 @@
+"""Fitting networks: the staged loop, checkpoints, evaluation."""

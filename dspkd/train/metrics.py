@@ -1,0 +1,124 @@
+"""Classification metrics with lesion-clustered confidence intervals.
+
+Everything follows from the confusion matrix (paper equations 9 to 14, one class against the rest). A class without any
+image in the set has no recall, and is left out of the averages over classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["bootstrap_intervals", "confusion_matrix", "summarise"]
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (K, K): rows are the truth, columns the prediction."""
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    matrix = multiclass_confusion_matrix(
+        torch.as_tensor(np.asarray(predictions)), torch.as_tensor(np.asarray(labels)), num_classes=num_classes
+    )
+    return matrix.numpy()
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """0/0 is 0: a class that is never predicted has precision 0."""
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 0)
+
+
+def _per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays (..., K) from confusion matrices (..., K, K)."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
+    support, predicted = matrix.sum(-1).astype(float), matrix.sum(-2).astype(float)
+    total = matrix.sum((-2, -1)).astype(float)[..., None]
+    negatives = total - support
+    return {
+        "precision": _divide(hits, predicted),
+        "recall": _divide(hits, support),
+        "specificity": _divide(negatives - (predicted - hits), negatives),
+        "f1": _divide(2 * hits, support + predicted),
+        "support": support,
+    }
+
+
+def _headline(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    per_class = _per_class(matrix)
+    present = per_class["support"] > 0
+    count = np.maximum(present.sum(-1), 1)
+
+    def average(name: str) -> np.ndarray:
+        return np.where(present, per_class[name], 0.0).sum(-1) / count
+
+    return {
+        "accuracy": _divide(np.trace(matrix, axis1=-2, axis2=-1).astype(float), matrix.sum((-2, -1)).astype(float)),
+        "balanced_accuracy": average("recall"),
+        "macro_precision": average("precision"),
+        "macro_specificity": average("specificity"),
+        "macro_f1": average("f1"),
+    }
+
+
+def bootstrap_intervals(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    groups: Sequence[str],
+    num_classes: int,
+    *,
+    repetitions: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Percentile intervals of the headline metrics, resampling lesions and not images.
+
+    Images of one lesion succeed and fail together; an interval that resamples images is too narrow.
+    """
+    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    num_groups = int(group_index.max()) + 1
+    per_group = np.zeros((num_groups, num_classes * num_classes), dtype=np.float32)
+    np.add.at(per_group, (group_index, np.asarray(labels) * num_classes + np.asarray(predictions)), 1)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    weights = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=repetitions)
+    matrices = (weights.astype(np.float32) @ per_group).reshape(repetitions, num_classes, num_classes)
+    tail = 100 * (1 - level) / 2
+    return {
+        name: [float(v) for v in np.percentile(values, [tail, 100 - tail])]
+        for name, values in _headline(np.rint(matrices)).items()
+    }
+
+
+def summarise(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """All metrics of one evaluation, ready for JSON.
+
+    labels (N,), probabilities (N, K). With `groups` (one lesion id per image) also 95 % intervals. Fractions, not percent.
+    """
+    predictions = np.asarray(probabilities).argmax(1)
+    matrix = confusion_matrix(labels, predictions, len(classes))
+    per_class = _per_class(matrix)
+    picked = np.clip(np.asarray(probabilities)[np.arange(len(labels)), labels], 1e-12, None)
+    summary: dict[str, Any] = {
+        "n": len(labels),
+        **{name: float(value) for name, value in _headline(matrix).items()},
+        "loss": float(-np.log(picked).mean()),
+        "per_class": {
+            name: {
+                metric: int(values[k]) if metric == "support" else float(values[k])
+                for metric, values in per_class.items()
+            }
+            for k, name in enumerate(classes)
+        },
+        "confusion": matrix.tolist(),
+    }
+    if groups is not None:
+        summary["intervals"] = bootstrap_intervals(labels, predictions, groups, len(classes))
+        summary["interval_method"] = "95 % percentile bootstrap over lesions, 1000 repetitions"
+    return summary

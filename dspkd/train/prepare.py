@@ -1,0 +1,88 @@
+"""What every run does before its first step: table, split, pixels, and the checks that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dspkd.config import DataConfig
+from dspkd.data.pixels import cached_pixels
+from dspkd.data.sources import Table, read_table
+from dspkd.data.split import Split, indices, load_split, make_split
+from dspkd.errors import DataError
+from dspkd.student import Student
+from dspkd.train.reporter import Reporter
+
+__all__ = ["PreparedData", "prepare_data", "training_size"]
+
+SPLIT_FILE = "split.json"
+
+
+def training_size(size: int) -> int:
+    """Side of the pixels that random crops are cut from: a quarter more than the network's input, so that they stay sharp."""
+    return -(-size * 5 // 4)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Table, split and where the pixels lie. `part(name)` gives positions in the table."""
+
+    table: Table
+    split: Split
+    cache_dir: Path | None
+
+    def part(self, name: str) -> np.ndarray:
+        return indices(self.split, self.table, name)
+
+    def pixels(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
+        """uint8 (N, size, size, 3) of the whole table, in its order."""
+        return cached_pixels(self.table, size, interpolation, cache_dir=self.cache_dir, progress=reporter.progress)
+
+    def groups(self, positions: np.ndarray) -> list[str]:
+        return [self.table.samples[int(i)].group for i in positions]
+
+    def image_ids(self, positions: np.ndarray | None = None) -> list[str]:
+        chosen = range(len(self.table)) if positions is None else positions
+        return [self.table.samples[int(i)].image_id for i in chosen]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "root": str(self.table.root),
+            "table_sha256": self.table.sha256,
+            "split_sha256": self.split.sha256,
+            "images": {name: len(getattr(self.split, name)) for name in ("train", "val", "test")},
+        }
+
+
+def prepare_data(
+    config: DataConfig, *, classes: Sequence[str] | None, teacher: Student | None, stored: Path | None
+) -> PreparedData:
+    """Read the table, and take the split from (in this order) `stored`, the config, the teacher's folder, or make it.
+
+    Raises DataError if the teacher was fitted on another split of these images: the student's test set might then
+    contain what the teacher has learned by heart.
+    """
+    table = read_table(config.root, classes=classes)
+    teacher_split = teacher.path / SPLIT_FILE if teacher else None
+    if stored is not None and stored.is_file():
+        split = load_split(stored, table)
+    elif config.split is not None:
+        split = load_split(config.split, table)
+    elif teacher_split is not None and teacher_split.is_file() and teacher is not None and _same_table(teacher, table):
+        split = load_split(teacher_split, table)
+    else:
+        split = make_split(table, seed=config.split_seed, val=config.val_fraction, test=config.test_fraction)
+    if teacher is not None and _same_table(teacher, table) and teacher.card.data.get("split_sha256") != split.sha256:
+        raise DataError(
+            f"teacher {teacher.path} was fitted on another split of {table.root}",
+            hint="leave the split out to reuse the teacher's, or fit the teacher on this split",
+        )
+    return PreparedData(table=table, split=split, cache_dir=config.cache_dir)
+
+
+def _same_table(teacher: Student, table: Table) -> bool:
+    return bool(teacher.card.data.get("table_sha256") == table.sha256)

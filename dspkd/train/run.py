@@ -1,0 +1,368 @@
+"""One run: a network taken through its stages, checkpointed every epoch, tested once at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dspkd.config import RunConfig, StageConfig, load_toml, to_toml
+from dspkd.data.split import save_split
+from dspkd.data.views import BalancedSampler, ViewDataset, make_loader
+from dspkd.distill import METHODS
+from dspkd.errors import CheckpointError, DspkdError, OutputError
+from dspkd.fileio import canonical_json, ensure_dir, sha256_bytes, write_text
+from dspkd.models import Architecture, load_weights, pretrained_preprocess
+from dspkd.preprocess import Preprocess
+from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
+from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
+from dspkd.train.metrics import summarise
+from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, training_size
+from dspkd.train.reporter import Reporter
+from dspkd.train.schedule import learning_rate
+from dspkd.train.task import StageTask, method_context, predict_probabilities
+
+__all__ = ["read_run_config", "run"]
+
+CONFIG_FILE = "config.toml"
+LAST, BEST = Path("checkpoints/last.pt"), Path("checkpoints/best.pt")
+# What may change between a kill and its resume without changing the result.
+_NOT_PART_OF_THE_RESULT = {"out": ..., "device": ..., "data": {"workers": ..., "cache_dir": ...}}
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration stored with a run."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no run: {CONFIG_FILE} is missing", hint="check --out")
+    return load_toml(folder / CONFIG_FILE)
+
+
+def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Student:
+    """Carry out `config` into `config.out`, and return the result as it was stored.
+
+    With `resume` a run that was killed goes on from its last finished epoch to the same weights that it would have
+    reached; a finished one is just loaded. Raises OutputError if `out` is taken and `resume` is not given.
+    """
+    reporter = reporter or Reporter()
+    out = config.out
+    if is_student_dir(out) and resume:
+        reporter.message(f"{out} is already finished")
+        return load_student(out)
+    if (out / CONFIG_FILE).exists() and not resume:
+        raise OutputError(f"{out} already holds a run", hint="add --resume to go on with it, or choose another --out")
+    ensure_dir(out)
+    with _deterministic(config.deterministic):
+        return _Run(config, reporter).carry_out(resume)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # Warn only: some CUDA kernels have no deterministic form, and a slower promise is no reason to refuse the run.
+    torch.use_deterministic_algorithms(wanted or before[0], warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _fingerprint(config: RunConfig) -> str:
+    """Hash of everything that decides the result."""
+    values = config.model_dump(mode="json", exclude=_NOT_PART_OF_THE_RESULT)  # type: ignore[arg-type]
+    return sha256_bytes(canonical_json(values))
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a run has come: `epoch` epochs of stage `stage` are finished."""
+
+    stage: int = 0
+    epoch: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+
+
+class _Run:
+    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
+        from lightning_fabric import Fabric
+
+        self.config, self.reporter = config, reporter
+        accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(config.device)
+        if accelerator is None:
+            raise DspkdError(f"unknown device {config.device!r}", hint="use auto, cpu, cuda or mps")
+        try:
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
+        except (RuntimeError, ValueError) as error:
+            raise DspkdError(f"device {config.device!r} cannot be used here: {error}", hint="use --device cpu") from error
+        self.teacher = load_student(config.teacher) if config.teacher else None
+        self.data = self._prepare()
+        self.classes = self.data.table.classes
+        self.architecture = Architecture(config.model)
+        self.preprocess = pretrained_preprocess(config.model, config.size)
+        self.history: list[dict[str, Any]] = []
+        self.position = _Position()
+
+    def _prepare(self) -> PreparedData:
+        classes = self.teacher.card.classes if self.teacher else None
+        return prepare_data(
+            self.config.data, classes=classes, teacher=self.teacher, stored=self.config.out / SPLIT_FILE
+        )
+
+    def carry_out(self, resume: bool) -> Student:
+        config, out = self.config, self.config.out
+        resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
+        if resumed is not None:
+            self._check_same_run(resumed)
+        if not (out / CONFIG_FILE).exists():
+            save_split(self.data.split, out / SPLIT_FILE)
+            write_text(out / CONFIG_FILE, to_toml(config))
+        for warning in self.data.split.warnings:
+            self.reporter.message(f"warning: {warning}")
+        self.train_pixels = self.data.pixels(training_size(config.size), self.preprocess.interpolation, self.reporter)
+        self.pixels = self.data.pixels(config.size, self.preprocess.interpolation, self.reporter)
+
+        model = self._initial_model()
+        if resumed is not None:
+            model.load_state_dict(resumed["student"])
+            self.history = json.loads(resumed["history"])
+            self.position = _Position(**json.loads(resumed["position"]))
+            self.reporter.message(
+                f"resuming {out}: stage {self.position.stage + 1}, {self.position.epoch} epochs of it finished"
+            )
+        first = self.position.stage
+        for index in range(first, len(config.stages)):
+            self._run_stage(index, model, resumed if index == first else None)
+        return self._finish(model)
+
+    def _check_same_run(self, resumed: dict[str, Any]) -> None:
+        if resumed["fingerprint"] == _fingerprint(self.config):
+            return
+        stored = load_toml(self.config.out / CONFIG_FILE)
+        changed = sorted(
+            key
+            for key, value in self.config.model_dump(mode="json", exclude_none=True).items()
+            if stored.get(key) != value and key not in ("out", "device")
+        )
+        raise CheckpointError(
+            f"{self.config.out} was started with another configuration (differs in: {', '.join(changed) or 'data'})",
+            hint="resume with the same settings, or start anew in another --out",
+        )
+
+    def _initial_model(self) -> nn.Module:
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = self.architecture.build(len(self.classes), pretrained=config.pretrained)
+        if config.weights is not None:
+            self.reporter.message(f"{config.weights.name}: {load_weights(model, config.weights)}")
+        elif not config.pretrained:
+            self.reporter.message(f"{config.model} starts from random weights")
+        return model
+
+    def _run_stage(self, index: int, model: nn.Module, resumed: dict[str, Any] | None) -> None:
+        config, stage, fabric = self.config, self.config.stages[index], self.fabric
+        method_class = METHODS[stage.method]
+        if method_class.needs_teacher and self.teacher is None:
+            raise DspkdError(f"stage {index + 1} ({stage.method}) needs a teacher", hint="give --teacher FOLDER")
+        # The auxiliary layers start from (seed, stage) alone, whatever ran before and wherever a resume began.
+        torch.manual_seed((config.seed + 1) * 1000 + index)
+        context = method_context(
+            model,
+            self.architecture,
+            len(self.classes),
+            config.size,
+            self.teacher,
+            maps=stage.method not in ("cross_entropy", "norm_kd"),
+        )
+        method = method_class.build(method_class.Settings.model_validate(stage.settings), context)
+        task = StageTask(model, self.preprocess, method, self.teacher)
+        trainable = [p for p in task.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(
+            trainable,
+            lr=stage.optimizer.lr,
+            momentum=stage.optimizer.momentum,
+            weight_decay=stage.optimizer.weight_decay,
+        )
+        if resumed is not None and self.position.epoch < stage.epochs:
+            method.load_state_dict(resumed["method"])
+            optimizer.load_state_dict(resumed["optimizer"])
+            torch.set_rng_state(resumed["rng"])
+        else:
+            self.position = _Position(stage=index) if resumed is None else self.position
+        wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
+        task.place_teacher(fabric.device)
+        train = self.data.part("train")
+        sampler = BalancedSampler(train, self.data.table.labels, balance=config.data.balance, seed=config.seed)
+        dataset = ViewDataset(
+            self.train_pixels,
+            self.data.table.labels,
+            self.data.image_ids(),
+            size=config.size,
+            seed=config.seed,
+            config=config.augment,
+        )
+        loader = make_loader(dataset, sampler, batch_size=config.batch_size, workers=config.data.workers)
+        try:
+            for epoch in range(self.position.epoch, stage.epochs):
+                sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
+                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader)
+                validation = self._evaluate(model, "val", intervals=False)
+                record["val"] = {k: validation[k] for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
+                self._end_epoch(index, epoch, record, model, method, optimizer)
+        finally:
+            task.close()
+        model.to("cpu")
+
+    def _train_epoch(self, stage: StageConfig, epoch: int, task: Any, optimizer: Any, loader: Any) -> dict[str, Any]:
+        task.train()
+        totals: dict[str, torch.Tensor] = {}
+        steps, seen, started = len(loader), 0, time.perf_counter()
+        rate = 0.0
+        for step, (pixels, labels) in enumerate(loader):
+            rate = learning_rate(epoch * steps + step, steps, stage.epochs, stage.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            pixels, labels = pixels.to(self.fabric.device), labels.to(self.fabric.device)
+            optimizer.zero_grad(set_to_none=True)
+            losses = task(pixels, labels)
+            self.fabric.backward(losses["loss"])
+            if stage.optimizer.gradient_clip is not None:
+                self.fabric.clip_gradients(task, optimizer, max_norm=stage.optimizer.gradient_clip)
+            optimizer.step()
+            for name, value in losses.items():
+                totals[name] = totals[name] + value.detach() if name in totals else value.detach()
+            seen += len(labels)
+            # Reading a loss waits for the device, so it is not done at every step.
+            if step % 10 == 9 or step == steps - 1:
+                values = {name: float(total) / (step + 1) for name, total in totals.items()}
+                if not math.isfinite(values["loss"]):
+                    raise DspkdError(
+                        f"the loss of stage {stage.method} became {values['loss']} in epoch {epoch + 1}",
+                        hint="lower the learning rate with --lr, or set gradient_clip",
+                    )
+                speed = {"images/s": seen / (time.perf_counter() - started)}
+                self.reporter.step(stage.method, epoch + 1, stage.epochs, step + 1, steps, {**values, **speed})
+        return {
+            "train_loss": values["loss"],
+            "terms": {name: value for name, value in values.items() if name != "loss"},
+            "lr": rate,
+            "images_per_s": seen / (time.perf_counter() - started),
+        }
+
+    def _evaluate(self, model: nn.Module, part: str, *, intervals: bool) -> dict[str, Any]:
+        positions = self.data.part(part)
+        probabilities = predict_probabilities(model, self.preprocess, self.pixels[positions], device=self.fabric.device)
+        labels = self.data.table.labels[positions]
+        groups = self.data.groups(positions) if intervals else None
+        if intervals:
+            self._write_predictions(part, positions, probabilities)
+        return summarise(labels, probabilities, self.classes, groups=groups)
+
+    def _write_predictions(self, part: str, positions: np.ndarray, probabilities: np.ndarray) -> None:
+        from dspkd.evaluate import predictions_csv
+
+        samples = [self.data.table.samples[int(i)] for i in positions]
+        write_text(self.config.out / f"predictions-{part}.csv", predictions_csv(samples, probabilities, self.classes))
+
+    def _end_epoch(
+        self,
+        index: int,
+        epoch: int,
+        record: dict[str, Any],
+        model: nn.Module,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        out, stage = self.config.out, self.config.stages[index]
+        position = self.position
+        position.epoch = epoch + 1
+        student = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        score = record["val"]["balanced_accuracy"]
+        if score > position.best_score:
+            position.best_score, position.best_epoch = score, epoch + 1
+            write_checkpoint(out / BEST, {"student": student, "stage": index, "epoch": epoch + 1})
+        self.history.append(
+            {"stage": stage.method, "epoch": epoch + 1, "global_epoch": len(self.history) + 1, **record}
+        )
+        write_checkpoint(
+            out / LAST,
+            {
+                "student": student,
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "history": json.dumps(self.history),
+                "position": json.dumps(
+                    {
+                        "stage": index,
+                        "epoch": position.epoch,
+                        "best_score": position.best_score,
+                        "best_epoch": position.best_epoch,
+                    }
+                ),
+                "fingerprint": _fingerprint(self.config),
+            },
+        )
+        # Rewritten whole from the history in the checkpoint, so that a resume never leaves a line twice.
+        write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        self.reporter.message(
+            f"{stage.method} {epoch + 1}/{stage.epochs}  loss {record['train_loss']:.4f}  "
+            f"val accuracy {record['val']['accuracy']:.3f}  balanced {score:.3f}  {record['images_per_s']:.0f} images/s"
+        )
+
+    def _finish(self, model: nn.Module) -> Student:
+        config, out = self.config, self.config.out
+        if config.select == "best":
+            best = read_checkpoint(out / BEST)
+            model.load_state_dict(best["student"])
+        model.to(self.fabric.device).eval()
+        metrics = {part: self._evaluate(model, part, intervals=True) for part in ("val", "test")}
+        metrics["selected"] = {"stage": len(config.stages), "epoch": self._selected_epoch(), "rule": config.select}
+        card = StudentCard(
+            role=self._role(),
+            architecture=self.architecture.name,
+            classes=self.classes,
+            preprocess=self.preprocess,
+            metrics=metrics,
+            data=self.data.describe(),
+            teacher=self._describe_teacher(),
+            config=config.model_dump(mode="json", exclude_none=True),
+        )
+        self._draw(metrics["test"])
+        save_student(out, model, card)
+        return load_student(out)
+
+    def _selected_epoch(self) -> int:
+        return self.position.best_epoch if self.config.select == "best" else self.config.stages[-1].epochs
+
+    def _role(self) -> str:
+        return "student" if self.teacher is not None else "baseline"
+
+    def _describe_teacher(self) -> dict[str, Any] | None:
+        if self.teacher is None:
+            return None
+        card = self.teacher.card
+        headline = {
+            part: {k: card.metrics[part][k] for k in ("n", "accuracy", "balanced_accuracy", "macro_f1")}
+            for part in ("val", "test")
+            if part in card.metrics
+        }
+        return {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "metrics": headline}
+
+    def _draw(self, test: dict[str, Any]) -> None:
+        from dspkd.figures import confusion_svg, curves_svg
+
+        for name, picture in (
+            ("curves.svg", curves_svg({self.architecture.short_name: self.history})),
+            ("confusion.svg", confusion_svg(list(self.classes), test["confusion"])),
+        ):
+            if picture is not None:
+                write_text(self.config.out / name, picture)
