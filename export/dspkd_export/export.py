@@ -1,0 +1,146 @@
+"""A student folder in, artifact folders out: compile, run on the target's runtime, compare, write whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dspkd.artifact import GOLDEN, Artifact, ArtifactCard, FileRecord, load_artifact, write_card
+from dspkd.errors import GateError, UsageError
+from dspkd.evaluate import student_classifier
+from dspkd.fileio import atomic_dir, sha256_file
+from dspkd.student import Student, load_student, tool_versions
+from dspkd_export.certificate import Images, certify, to_input
+from dspkd_export.executorch_target import compile_executorch
+from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
+from dspkd_export.runtimes import load_model
+
+__all__ = ["TARGETS", "Target", "export_student"]
+
+Progress = Callable[[int, int, str], None]
+GOLDEN_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`compile(student, folder, precision)` writes `files` into the folder and returns details for the manifest."""
+
+    compile: Callable[[Student, Path, str], dict[str, Any]]
+    files: tuple[str, ...]
+    """The first one is what runtimes load by default."""
+    precisions: tuple[str, ...]
+    batch: str | int
+    packages: tuple[str, ...]
+
+
+TARGETS: dict[str, Target] = {
+    "onnx": Target(compile_onnx, ("model.onnx", STATIC_FILE), ("fp32",), "batch", ("onnx", "onnxscript", "onnxruntime")),
+    "executorch": Target(compile_executorch, ("model.pte",), ("fp32",), 1, ("executorch", "torchao")),
+}
+
+
+def export_student(
+    folder: Path,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    out: Path,
+    images: Images,
+    progress: Progress | None = None,
+) -> list[Artifact]:
+    """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
+
+    An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown target or precision, and
+    GateError at the end if a certificate failed; that artifact is written too, and marked so.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise UsageError(f"unknown target {target!r}", hint=f"choose from {', '.join(TARGETS)}")
+        for precision in precisions:
+            if precision not in TARGETS[target].precisions:
+                raise UsageError(
+                    f"target {target} has no precision {precision!r}", hint=f"choose from {', '.join(TARGETS[target].precisions)}"
+                )
+    student = load_student(folder)
+    artifacts = []
+    for target in targets:
+        for precision in precisions:
+            destination = out / f"{target}-{precision}"
+            if progress:
+                progress(0, 1, f"compiling {destination.name}")
+            with atomic_dir(destination) as temporary:
+                _build(student, target, precision, temporary, images, progress)
+            artifacts.append(load_artifact(destination))
+    failed = [artifact for artifact in artifacts if not artifact.card.certificate["passed"]]
+    if failed:
+        certificate = failed[0].card.certificate
+        raise GateError(
+            f"{failed[0].path} does not answer as the student does: top-1 agreement {certificate['top1_agreement']:.4f}, "
+            f"largest difference {certificate['max_abs_difference']:.2e} (bounds {certificate['bounds']})",
+            hint="the artifact is marked as failed; see its certificate for the images",
+        )
+    return artifacts
+
+
+def _build(
+    student: Student, target_name: str, precision: str, folder: Path, images: Images, progress: Progress | None
+) -> None:
+    target, card = TARGETS[target_name], student.card
+    details = target.compile(student, folder, precision)
+    deployed = {name: load_model(target_name, folder / name) for name in target.files}
+    certificate = certify(student_classifier(student).run, deployed, images, card.classes, precision, progress)
+    chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
+    pixels = np.ascontiguousarray(images.pixels[chosen])
+    np.savez_compressed(
+        folder / GOLDEN,
+        pixels=pixels,
+        pytorch=student_classifier(student).run(pixels),
+        deployed=deployed[target.files[0]].run(to_input(pixels)),
+        image_ids=np.array([images.image_ids[i] for i in chosen], dtype=np.str_),
+    )
+    size = card.preprocess.size
+    files = {
+        name: FileRecord(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
+        for name in (*target.files, GOLDEN)
+    }
+    write_card(
+        folder,
+        ArtifactCard(
+            target=target_name,
+            precision=precision,
+            model_file=target.files[0],
+            files=files,
+            classes=card.classes,
+            preprocess=card.preprocess,
+            input={
+                "name": "image",
+                "shape": [target.batch, 3, size, size],
+                "dtype": "float32",
+                "layout": "NCHW",
+                "range": [0.0, 1.0],
+            },
+            output={"name": "probabilities", "shape": [target.batch, len(card.classes)], "dtype": "float32"},
+            source={
+                "architecture": card.architecture,
+                "role": card.role,
+                "weights_sha256": card.weights_sha256,
+                "data": {k: v for k, v in card.data.items() if k != "root"},
+                "test": {k: v for k, v in card.metrics.get("test", {}).items() if k in ("n", "accuracy", "balanced_accuracy")},
+            },
+            tools=tool_versions() | {name: _version(name) for name in target.packages},
+            details=details,
+            certificate=certificate,
+        ),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,103 @@
+"""ONNX: one file with a named dynamic batch, one with the static shape 1x3xHxW."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dspkd
+from dspkd.errors import MissingDependencyError
+from dspkd.preprocess import Preprocess
+from dspkd.student import Student
+
+__all__ = ["STATIC_FILE", "compile_onnx", "metadata_of", "onnx_metadata"]
+
+OPSET = 20
+STATIC_FILE = "model_static.onnx"
+
+
+def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
+    """What is written into the model itself, so that the file alone still says what its numbers mean."""
+    return {
+        "dspkd.classes": json.dumps(list(classes)),
+        "dspkd.preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
+        "dspkd.input": "float32 NCHW RGB in [0, 1]; normalisation is inside the graph",
+        "dspkd.version": dspkd.__version__,
+    }
+
+
+def compile_onnx(student: Student, folder: Path, precision: str) -> dict[str, Any]:
+    """Write model.onnx (dynamic batch) and model_static.onnx into `folder`. Returns details for the manifest."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"ONNX export needs {error.name}", hint="pip install 'dspkd[onnx]'") from error
+    from dspkd_export.deploy_module import deploy_module
+
+    module = deploy_module(student)
+    size = student.card.preprocess.size
+    metadata = onnx_metadata(student.card.classes, student.card.preprocess)
+    nodes = 0
+    for name, dynamic in (("model.onnx", True), (STATIC_FILE, False)):
+        # Two images: with one, torch.export may take the batch for the constant 1.
+        example = torch.zeros(2 if dynamic else 1, 3, size, size)
+        program = _quietly_export(module, example, dynamic)
+        model = program.model_proto
+        onnx.helper.set_model_props(model, metadata)
+        model.producer_name, model.producer_version = "dspkd", dspkd.__version__
+        _forget_where_it_was_made(model)
+        onnx.checker.check_model(model)
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        nodes = len(model.graph.node)
+    return {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE}
+
+
+def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool) -> Any:
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["probabilities"],
+                dynamic_shapes=shapes,
+                external_data=False,
+                optimize=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def _forget_where_it_was_made(model: Any) -> None:
+    """The exporter notes source lines and paths of this machine at every node; a model that is shared must not carry them."""
+    model.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """metadata_props of a model file, read without running it."""
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}

@@ -1,0 +1,91 @@
+"""Running an artifact on its own runtime. Each loader gives a function (N, 3, H, W) float32 in [0, 1] -> (N, K) float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dspkd.errors import MissingDependencyError, VerificationError
+
+__all__ = ["RUNTIMES", "LoadedModel", "load_model"]
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    runtime: str
+    """Name and version, e.g. `onnxruntime 1.32.0`."""
+    run: Run
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _load_onnx(path: Path, threads: int) -> LoadedModel:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("running an ONNX artifact needs onnxruntime", hint="pip install 'dspkd[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run(["probabilities"], {"image": images})[0]
+
+    def one_by_one(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+
+    static = session.get_inputs()[0].shape[0] == 1
+    return LoadedModel(f"onnxruntime {_version('onnxruntime')}", one_by_one if static else run)
+
+
+def _load_executorch(path: Path, threads: int) -> LoadedModel:
+    try:
+        import torch
+        from executorch.extension.pybindings import portable_lib
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "running an ExecuTorch artifact needs executorch", hint="pip install 'dspkd[executorch]'"
+        ) from error
+    # XNNPACK takes the size of the thread pool when a program is loaded.
+    portable_lib._unsafe_reset_threadpool(threads)
+    module = portable_lib._load_for_executorch(str(path))
+
+    def run(images: np.ndarray) -> np.ndarray:
+        # The runtime reads strided tensors as if they were contiguous.
+        rows = [module.forward((torch.from_numpy(np.ascontiguousarray(images[i : i + 1])),))[0] for i in range(len(images))]
+        return np.concatenate([row.numpy() for row in rows])
+
+    return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run)
+
+
+RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {"onnx": _load_onnx, "executorch": _load_executorch}
+
+
+def load_model(target: str, path: Path, *, threads: int = 1) -> LoadedModel:
+    """Load a model file on the runtime of `target`. VerificationError if the runtime refuses the file."""
+    if target not in RUNTIMES:
+        raise VerificationError(f"{path}: unknown target {target!r}", hint=f"known: {', '.join(RUNTIMES)}; or upgrade dspkd")
+    try:
+        return RUNTIMES[target](path, threads)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
+        raise VerificationError(f"{path} cannot be loaded by its runtime: {_first_line(error)}", hint="export again") from error
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
