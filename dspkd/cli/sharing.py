@@ -92,8 +92,7 @@ def validation_images(student: Student, data: Path | None, reporter: Reporter) -
 
 def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
-    from dspkd_export.certificate import to_input
-    from dspkd_export.runtimes import load_model
+    from dspkd.runtimes import load_model, to_input
 
     from dspkd.artifact import load_artifact
     from dspkd.evaluate import Classifier

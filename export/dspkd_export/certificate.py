@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dspkd_export.runtimes import LoadedModel
+from dspkd.runtimes import LoadedModel, to_input
 
 __all__ = ["BOUNDS", "Images", "certify"]
 
@@ -27,11 +27,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def to_input(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1], contiguous."""
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255.0)
 
 
 def certify(

@@ -15,10 +15,10 @@ from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
 from dspkd.student import Student, load_student, tool_versions
-from dspkd_export.certificate import Images, certify, to_input
+from dspkd_export.certificate import Images, certify
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
-from dspkd_export.runtimes import load_model
+from dspkd.runtimes import load_model, to_input
 
 __all__ = ["TARGETS", "Target", "export_student"]
 

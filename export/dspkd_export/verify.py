@@ -13,9 +13,9 @@ import numpy as np
 from dspkd.artifact import GOLDEN, Artifact, is_artifact_dir, load_artifact
 from dspkd.errors import VerificationError
 from dspkd.student import is_student_dir, load_student
-from dspkd_export.certificate import BOUNDS, to_input
+from dspkd_export.certificate import BOUNDS
 from dspkd_export.onnx_target import metadata_of, onnx_metadata
-from dspkd_export.runtimes import load_model
+from dspkd.runtimes import load_model, to_input
 
 __all__ = ["VerifyReport", "verify"]
 

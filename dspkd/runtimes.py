@@ -1,4 +1,8 @@
-"""Running an artifact on its own runtime. Each loader gives a function (N, 3, H, W) float32 in [0, 1] -> (N, K) float32."""
+"""Running a compiled model on its own runtime: what evaluation, certificates and the bench have in common.
+
+Each loader gives a function (N, 3, H, W) float32 in [0, 1] -> (N, K) float32 probabilities. The runtimes are optional
+packages and are imported when a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import numpy as np
 
 from dspkd.errors import MissingDependencyError, VerificationError
 
-__all__ = ["RUNTIMES", "LoadedModel", "load_model"]
+__all__ = ["RUNTIMES", "LoadedModel", "load_model", "to_input"]
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -22,6 +26,11 @@ class LoadedModel:
     runtime: str
     """Name and version, e.g. `onnxruntime 1.32.0`."""
     run: Run
+
+
+def to_input(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1], contiguous."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255.0)
 
 
 def _version(package: str) -> str:

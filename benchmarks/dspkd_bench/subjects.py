@@ -1,0 +1,118 @@
+"""What is measured: a network in PyTorch or an artifact on its runtime, opened from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dspkd.artifact import is_artifact_dir, load_artifact
+from dspkd.errors import UsageError
+from dspkd.runtimes import load_model
+from dspkd.student import is_student_dir, load_student
+
+__all__ = ["Subject", "open_subject"]
+
+HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """`run` takes float32 (1, 3, size, size) in [0, 1]. `weights_sha256` tells which network an artifact was made from."""
+
+    name: str
+    path: Path
+    role: Literal["teacher", "student"]
+    architecture: str
+    num_classes: int
+    size: int
+    target: str
+    precision: str
+    runtime: str
+    file_bytes: int
+    weights_sha256: str
+    validation: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    run: Callable[[np.ndarray], object]
+
+
+def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = None) -> Subject:
+    """Open a run, a student or an artifact folder. An artifact of the teacher's weights counts as the teacher.
+
+    Raises UsageError for any other folder, VerificationError for one that was changed.
+    """
+    if is_artifact_dir(folder):
+        return _artifact(folder, threads, teacher_sha256)
+    if is_student_dir(folder):
+        return _network(folder, threads, teacher_sha256)
+    raise UsageError(f"{folder} is neither a run, a student nor an artifact", hint="give folders that dspkd wrote")
+
+
+def _role(sha256: str, teacher_sha256: str | None) -> Literal["teacher", "student"]:
+    return "teacher" if sha256 == teacher_sha256 else "student"
+
+
+def _short(architecture: str) -> str:
+    return architecture.rpartition("/")[2]
+
+
+def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
+    import torch
+
+    from dspkd.train.task import Normalise
+
+    student = load_student(folder)
+    card = student.card
+    network = torch.nn.Sequential(Normalise(card.preprocess), student.model, torch.nn.Softmax(dim=1)).eval()
+    torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> object:
+        return network(torch.from_numpy(images))
+
+    validation = card.metrics.get("val")
+    return Subject(
+        name=f"{_short(card.architecture)} PyTorch fp32",
+        path=folder,
+        role=_role(card.weights_sha256, teacher_sha256),
+        architecture=card.architecture,
+        num_classes=len(card.classes),
+        size=card.preprocess.size,
+        target="pytorch",
+        precision="fp32",
+        runtime=f"PyTorch {torch.__version__} eager",
+        file_bytes=(folder / "model.safetensors").stat().st_size,
+        weights_sha256=card.weights_sha256,
+        validation={k: validation[k] for k in HEADLINE if k in validation} if validation else None,
+        certificate=None,
+        run=run,
+    )
+
+
+def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
+    artifact = load_artifact(folder)
+    card = artifact.card
+    # The static file where there is one: a phone or a camera classifies one picture at a time.
+    file = "model_static.onnx" if "model_static.onnx" in card.files else card.model_file
+    model = load_model(card.target, folder / file, threads=threads)
+    certificate = card.certificate
+    title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
+    return Subject(
+        name=f"{_short(card.source['architecture'])} {title} {card.precision}",
+        path=folder,
+        role=_role(card.source["weights_sha256"], teacher_sha256),
+        architecture=card.source["architecture"],
+        num_classes=len(card.classes),
+        size=card.preprocess.size,
+        target=card.target,
+        precision=card.precision,
+        runtime=model.runtime,
+        file_bytes=card.files[file].bytes,
+        weights_sha256=card.source["weights_sha256"],
+        validation={"n": certificate["n"], **certificate["deployed"]},
+        certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
+        run=model.run,
+    )
