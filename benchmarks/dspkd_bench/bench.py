@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dspkd.errors import UsageError
 from dspkd.models import create_model
+from dspkd.preprocess import resize_square
+from dspkd.runtimes import to_input
 from dspkd.student import load_student
 from dspkd_bench.complexity import count
-from dspkd_bench.environment import describe_environment
+from dspkd_bench.environment import describe_environment, load_average
 from dspkd_bench.latency import StopRule, latency_summary, measure_interleaved, ratio_of_medians
 from dspkd_bench.memory import measure_memory
 from dspkd_bench.subjects import Subject, open_subject
@@ -27,7 +31,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """`folders` are artifacts, runs or students; `teacher` is a model folder to compare with."""
+    """`folders` are artifacts, runs or students; `teacher` is a model folder to compare with.
+
+    `pixels`, uint8 (N, H, W, 3) squares, are the pictures to run on, one after the other; without them seeded noise
+    is used. The time of these networks does not depend on what they see, as long as it is no degenerate (denormal)
+    input.
+    """
 
     folders: Sequence[Path]
     teacher: Path | None = None
@@ -35,6 +44,7 @@ class BenchConfig:
     memory: bool = True
     stop: StopRule = field(default_factory=StopRule)
     command: str = ""
+    pixels: np.ndarray | None = None
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -49,8 +59,10 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     folders = list(dict.fromkeys([*([config.teacher] if config.teacher else []), *config.folders]))
     subjects = [open_subject(folder, threads=config.threads, teacher_sha256=teacher_sha256) for folder in folders]
     names = _unique_names(subjects)
-    calls = {name: _call(subject) for name, subject in zip(names, subjects, strict=True)}
+    calls = {name: _call(subject, config.pixels) for name, subject in zip(names, subjects, strict=True)}
+    environment = describe_environment(config.threads)
     times = measure_interleaved(calls, config.stop, progress=progress)
+    load_after = load_average()
     records = []
     for number, (name, subject) in enumerate(zip(names, subjects, strict=True)):
         if progress and config.memory:
@@ -61,8 +73,13 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         "kind": "bench-results",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": config.command,
-        "environment": describe_environment(config.threads),
-        "settings": {"batch": 1, "threads": config.threads, "input": "seeded noise, in memory", **asdict(config.stop)},
+        "environment": environment | {"load_average_1min_after": load_after},
+        "settings": {
+            "batch": 1,
+            "threads": config.threads,
+            "input": "seeded noise" if config.pixels is None else f"{len(config.pixels)} pictures",
+            **asdict(config.stop),
+        },
         "subjects": records,
         "ratios": _ratios(records, times),
     }
@@ -76,9 +93,16 @@ def _unique_names(subjects: Sequence[Subject]) -> list[str]:
     return names
 
 
-def _call(subject: Subject) -> Callable[[], object]:
-    images = np.random.default_rng(0).random((1, 3, subject.size, subject.size), dtype=np.float32)
-    return lambda: subject.run(images)
+def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
+    """One inference with batch 1; the input is ready in memory."""
+    if pixels is None:
+        noise = np.random.default_rng(0).integers(0, 256, (1, subject.size, subject.size, 3), dtype=np.uint8)
+        pictures = [to_input(noise)]
+    else:
+        squares = (resize_square(Image.fromarray(one), subject.size, "bilinear") for one in pixels)
+        pictures = [to_input(square[None]) for square in squares]
+    following = cycle(pictures)
+    return lambda: subject.run(next(following))
 
 
 def _record(name: str, subject: Subject, times_ms: list[float], config: BenchConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "load_average"]
 
 PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "executorch", "numpy")
 
@@ -19,13 +19,20 @@ def describe_environment(threads: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_average_1min": load_average(),
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "python": platform.python_version(),
         "threads": threads,
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def load_average() -> float | None:
+    """Processes that ran or wanted to, on average over the last minute; well above 0 means that something else was
+    running.
+    """
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _version(name: str) -> str | None:

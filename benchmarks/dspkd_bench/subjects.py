@@ -16,16 +16,20 @@ from dspkd.student import is_student_dir, load_student
 
 __all__ = ["Subject", "open_subject"]
 
+Role = Literal["teacher", "baseline", "student"]
 HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals")
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`run` takes float32 (1, 3, size, size) in [0, 1]. `weights_sha256` tells which network an artifact was made from."""
+    """`run` takes float32 (1, 3, size, size) in [0, 1]. `weights_sha256` tells which network an artifact was made from.
+
+    `role`: teacher is what the others are compared with, student was distilled, baseline was fitted to labels alone.
+    """
 
     name: str
     path: Path
-    role: Literal["teacher", "student"]
+    role: Role
     architecture: str
     num_classes: int
     size: int
@@ -51,8 +55,10 @@ def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = Non
     raise UsageError(f"{folder} is neither a run, a student nor an artifact", hint="give folders that dspkd wrote")
 
 
-def _role(sha256: str, teacher_sha256: str | None) -> Literal["teacher", "student"]:
-    return "teacher" if sha256 == teacher_sha256 else "student"
+def _role(sha256: str, teacher_sha256: str | None, stored: str) -> Role:
+    if sha256 == teacher_sha256 or stored == "teacher":
+        return "teacher"
+    return "student" if stored == "student" else "baseline"
 
 
 def _short(architecture: str) -> str:
@@ -77,7 +83,7 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
     return Subject(
         name=f"{_short(card.architecture)} PyTorch fp32",
         path=folder,
-        role=_role(card.weights_sha256, teacher_sha256),
+        role=_role(card.weights_sha256, teacher_sha256, card.role),
         architecture=card.architecture,
         num_classes=len(card.classes),
         size=card.preprocess.size,
@@ -96,22 +102,23 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
     artifact = load_artifact(folder)
     card = artifact.card
     # The static file where there is one: a phone or a camera classifies one picture at a time.
-    file = "model_static.onnx" if "model_static.onnx" in card.files else card.model_file
+    file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
+    source: dict[str, Any] = card.model_dump()["source"]
     model = load_model(card.target, folder / file, threads=threads)
     certificate = card.certificate
     title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
     return Subject(
         name=f"{_short(card.source['architecture'])} {title} {card.precision}",
         path=folder,
-        role=_role(card.source["weights_sha256"], teacher_sha256),
-        architecture=card.source["architecture"],
+        role=_role(source["weights_sha256"], teacher_sha256, source["role"]),
+        architecture=source["architecture"],
         num_classes=len(card.classes),
         size=card.preprocess.size,
         target=card.target,
         precision=card.precision,
         runtime=model.runtime,
         file_bytes=card.files[file].bytes,
-        weights_sha256=card.source["weights_sha256"],
+        weights_sha256=source["weights_sha256"],
         validation={"n": certificate["n"], **certificate["deployed"]},
         certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
         run=model.run,

@@ -14,7 +14,8 @@ def results_table(results: dict[str, Any]) -> RenderableType:
     """One row per subject, then how many times smaller and faster the students are than the teacher."""
     environment = results["environment"]
     subjects = Table(
-        title=f"batch 1, {environment['threads']} thread(s), {environment['cpu']}, one interleaved run", title_justify="left"
+        title=f"batch 1, {environment['threads']} thread(s), {environment['cpu']}, one interleaved run",
+        title_justify="left",
     )
     subjects.add_column("", overflow="fold")
     columns = ("params M", "MACs M", "FLOPs M", "file MB", "p50 ms", "p90", "p99", "memory MiB", "balanced acc. (val)")
