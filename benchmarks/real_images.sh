@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
-# The measured table of benchmarks/results/real-images.md: one teacher, then for each seed the student alone and the
-# distilled student, with the same data, split, number of epochs, batch size and learning rate. Restart it at will:
-# finished runs are skipped and a killed one goes on.
+# The whole way on real dermatoscopic images: teacher, student alone, distilled student (three seeds), export, verify, bench.
+# Makes the numbers of results/real-images.md. It may be interrupted and started again: finished runs are not repeated.
 #
-#   DATA=folder WEIGHTS=tf_efficientnet_lite0.pth OUT=runs bash benchmarks/real_images.sh
+#     benchmarks/real_images.sh DATA WEIGHTS OUT
+#
+# DATA     a folder in the ISIC2019 layout with GroundTruth.csv, metadata.csv and images/
+# WEIGHTS  ImageNet weights of timm's tf_efficientnet_lite0 (.safetensors or a plain state dict)
+# OUT      where runs, artifacts and results are written
 set -euo pipefail
-: "${DATA:?folder of the images}" "${WEIGHTS:?ImageNet weights of tf_efficientnet_lite0}"
-OUT=${OUT:-runs} SIZE=${SIZE:-64} TEACHER_EPOCHS=${TEACHER_EPOCHS:-6} EPOCHS=${EPOCHS:-8} LR=${LR:-0.05} SEEDS=${SEEDS:-0 1 2}
+data=$1 weights=$2 out=$3
+size=${SIZE:-112} teacher_epochs=${TEACHER_EPOCHS:-10} epochs=${EPOCHS:-12} lr=${LR:-0.02} seeds=${SEEDS:-"0 1 2"}
+teacher=$out/runs/teacher
 
-carry_on() { # RUN COMMAND...: start the run, or resume it if it was begun
-  local run=$1; shift
-  if [ -f "$run/config.toml" ]; then "$@" --out "$run" --resume; else "$@" --out "$run"; fi
-}
-
-carry_on "$OUT/teacher" dspkd train tf_efficientnet_lite0 --data "$DATA" --weights "$WEIGHTS" --size "$SIZE" \
-  --epochs "$TEACHER_EPOCHS" --lr 0.02 --seed 0
-for seed in $SEEDS; do
-  carry_on "$OUT/alone-$seed" dspkd train shufflenet_v2_x1_0 --data "$DATA" --split "$OUT/teacher/split.json" \
-    --size "$SIZE" --epochs "$EPOCHS" --lr "$LR" --seed "$seed"
-  carry_on "$OUT/distilled-$seed" dspkd distill --data "$DATA" --teacher "$OUT/teacher" --student shufflenet_v2_x1_0 \
-    --size "$SIZE" --epochs "$EPOCHS" --lr "$LR" --seed "$seed" --set stages.0.settings.generator_width=256
+dspkd train tf_efficientnet_lite0 --data "$data" --weights "$weights" --size "$size" --epochs "$teacher_epochs" --seed 0 \
+  --out "$teacher" --resume
+for seed in $seeds; do
+  # The same split, start, number of updates and learning rate for both.
+  dspkd train shufflenet_v2_x1_0 --data "$data" --split "$teacher/split.json" --size "$size" --epochs "$epochs" --lr "$lr" \
+    --seed "$seed" --out "$out/runs/alone-$seed" --resume
+  dspkd distill --data "$data" --teacher "$teacher" --student shufflenet_v2_x1_0 --size "$size" --preset default \
+    --epochs "$epochs" --lr "$lr" --set stages.0.settings.generator_width=256 --seed "$seed" \
+    --out "$out/runs/student-$seed" --resume
 done
+
+first=${seeds%% *}
+dspkd export "$out/runs/student-$first" --data "$data" --target onnx,executorch --precision fp32 --out "$out/artifacts/student"
+dspkd export "$teacher" --data "$data" --target onnx,executorch --precision fp32 --out "$out/artifacts/teacher"
+dspkd verify "$out"/artifacts/*/*
+dspkd bench "$out"/artifacts/*/* --teacher "$teacher" --student "$out/runs/student-$first" --threads 1 --seconds 60 \
+  --out "$out/results.json"
+dspkd report "$out/results.json" --run "$teacher" $(for s in $seeds; do printf -- '--run %s --run %s ' "$out/runs/alone-$s" "$out/runs/student-$s"; done) \
+  --out "$out/report.html"

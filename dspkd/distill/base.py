@@ -58,6 +58,8 @@ class Method(nn.Module):
 
     Settings: ClassVar[type[Settings]]
     needs_teacher: ClassVar[bool] = True
+    needs_maps: ClassVar[bool] = True
+    """False for a method on logits alone: any classifier will do, also one without feature maps."""
 
     def __init__(self) -> None:
         super().__init__()

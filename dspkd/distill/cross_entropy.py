@@ -22,6 +22,7 @@ class CrossEntropy(Method):
 
     Settings: ClassVar[type[Settings]] = CrossEntropySettings
     needs_teacher: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -54,6 +54,7 @@ class NormKD(Method):
     """L = a CE(z_s, y) + b mean_i[(T_norm σ_t,i)² KL(p_t,i || p_s,i)]."""
 
     Settings: ClassVar[type[Settings]] = NormKDSettings
+    needs_maps: ClassVar[bool] = False
 
     def __init__(self, t_norm: float = 1.2, cross_entropy_weight: float = 0.1, distillation_weight: float = 0.9) -> None:
         super().__init__()

@@ -108,6 +108,7 @@ class _Run:
         self.classes = self.data.table.classes
         self.architecture = Architecture(config.model)
         self.preprocess = pretrained_preprocess(config.model, config.size)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.history: list[dict[str, Any]] = []
         self.position = _Position()
 
@@ -165,7 +166,7 @@ class _Run:
             self.reporter.message(f"{config.weights.name}: {load_weights(model, config.weights)}")
         elif not config.pretrained:
             self.reporter.message(f"{config.model} starts from random weights")
-        return model
+        return model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _run_stage(self, index: int, model: nn.Module, resumed: dict[str, Any] | None) -> None:
         config, stage, fabric = self.config, self.config.stages[index], self.fabric
@@ -180,10 +181,10 @@ class _Run:
             len(self.classes),
             config.size,
             self.teacher,
-            maps=stage.method not in ("cross_entropy", "norm_kd"),
+            maps=method_class.needs_maps,
         )
         method = method_class.build(method_class.Settings.model_validate(stage.settings), context)
-        task = StageTask(model, self.preprocess, method, self.teacher)
+        task = StageTask(model, self.preprocess, method, self.teacher, memory_format=self.memory_format)
         trainable = [p for p in task.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             trainable,

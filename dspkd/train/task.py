@@ -37,10 +37,17 @@ class StageTask(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, preprocess: Preprocess, method: Method, teacher: Student | None = None
+        self,
+        student: nn.Module,
+        preprocess: Preprocess,
+        method: Method,
+        teacher: Student | None = None,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
-        self.student, self.method = student, method
+        self.student, self.method = student, method.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self._memory_format = memory_format
         self.normalise = Normalise(preprocess)
         self._taps = FeatureTaps(student, method.student_taps)
         self._teacher = [teacher.model.eval().requires_grad_(False)] if teacher and method.needs_teacher else []
@@ -49,7 +56,7 @@ class StageTask(nn.Module):
 
     def place_teacher(self, device: torch.device) -> None:
         for module in (*self._teacher, *self._teacher_normalise):
-            module.to(device)
+            module.to(device=device, memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def close(self) -> None:
         """Remove every hook, so that both networks are as they were."""
@@ -57,7 +64,7 @@ class StageTask(nn.Module):
             taps.close()
 
     def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        images = pixels.float().div(255.0)
+        images = pixels.float().div(255.0).to(memory_format=self._memory_format)
         student_logits = self.student(self.normalise(images))
         teacher_logits, teacher_maps = None, {}
         if self._teacher:
