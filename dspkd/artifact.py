@@ -3,7 +3,8 @@
     FOLDER/
       model.onnx | model.pte   what the target's runtime loads (ONNX: dynamic batch; model_static.onnx: 1x3xHxW)
       golden.npz               a few real pictures as uint8 pixels, and the probabilities they must give
-      artifact.json            what it is, hashes of every file, and the certificate; sealed with a hash of its own content
+      artifact.json            what it is, hashes of every file, and the certificate; sealed with a hash of its own
+      content
 
 The graph takes float32 (N, 3, H, W) RGB in [0, 1], named `image`, and gives float32 (N, K) `probabilities`:
 normalisation and softmax are inside.
@@ -102,7 +103,9 @@ def load_artifact(folder: Path) -> Artifact:
         if not file.is_file():
             raise VerificationError(f"{file} is missing", hint="copy the whole folder")
         if file.stat().st_size != record.bytes or sha256_file(file) != record.sha256:
-            raise VerificationError(f"{file} differs from its hash in {CARD}: it was changed or damaged", hint="export again")
+            raise VerificationError(
+                f"{file} differs from its hash in {CARD}: it was changed or damaged", hint="export again"
+            )
     if card.model_file not in card.files:
         raise VerificationError(f"{folder / CARD}: model_file {card.model_file!r} is not among its files")
     return Artifact(card, folder)

@@ -128,7 +128,9 @@ class RunConfig(_Frozen):
 PRESETS = ("default", "matched", "paper_literal")
 
 
-def dsp_kd_stages(preset: str = "default", *, epochs: int | None = None, lr: float | None = None) -> list[dict[str, Any]]:
+def dsp_kd_stages(
+    preset: str = "default", *, epochs: int | None = None, lr: float | None = None
+) -> list[dict[str, Any]]:
     """The two stages of DSP-KD as plain data (methods.md section 10; every choice stands in DECISIONS.md).
 
     default        120 + 120 epochs, CE in both stages, peak learning rate 0.01

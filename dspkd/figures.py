@@ -1,9 +1,12 @@
-"""Training curves and confusion matrices as SVG text. Needs matplotlib (the `report` extra); without it there is no picture."""
+"""Training curves and confusion matrices as SVG text. Needs matplotlib (the `report` extra); without it there is
+no picture.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["confusion_svg", "curves_svg"]
@@ -45,7 +48,7 @@ def curves_svg(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | No
         epochs = [line["global_epoch"] for line in lines]
         left.plot(epochs, [line["train_loss"] for line in lines], color=colour, label=name, marker=".")
         right.plot(epochs, [line["val"]["balanced_accuracy"] for line in lines], color=colour, label=name, marker=".")
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in pairwise(lines):
             if line["stage"] != before["stage"]:
                 for axes in (left, right):
                     axes.axvline(line["global_epoch"] - 0.5, color=colour, linestyle=":", linewidth=1)

@@ -1,4 +1,5 @@
-"""ONE description of how a picture becomes the network's input; training, evaluation, export, bench and the phone use it.
+"""ONE description of how a picture becomes the network's input; training, evaluation, export, bench and the phone
+use it.
 
 The steps, in this order:
 

@@ -44,7 +44,9 @@ def _load_onnx(path: Path, threads: int) -> LoadedModel:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("running an ONNX artifact needs onnxruntime", hint="pip install 'dspkd[onnx]'") from error
+        raise MissingDependencyError(
+            "running an ONNX artifact needs onnxruntime", hint="pip install 'dspkd[onnx]'"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -75,7 +77,9 @@ def _load_executorch(path: Path, threads: int) -> LoadedModel:
 
     def run(images: np.ndarray) -> np.ndarray:
         # The runtime reads strided tensors as if they were contiguous.
-        rows = [module.forward((torch.from_numpy(np.ascontiguousarray(images[i : i + 1])),))[0] for i in range(len(images))]
+        rows = [
+            module.forward((torch.from_numpy(np.ascontiguousarray(images[i : i + 1])),))[0] for i in range(len(images))
+        ]
         return np.concatenate([row.numpy() for row in rows])
 
     return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run)
@@ -87,13 +91,17 @@ RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {"onnx": _load_onnx, "
 def load_model(target: str, path: Path, *, threads: int = 1) -> LoadedModel:
     """Load a model file on the runtime of `target`. VerificationError if the runtime refuses the file."""
     if target not in RUNTIMES:
-        raise VerificationError(f"{path}: unknown target {target!r}", hint=f"known: {', '.join(RUNTIMES)}; or upgrade dspkd")
+        raise VerificationError(
+            f"{path}: unknown target {target!r}", hint=f"known: {', '.join(RUNTIMES)}; or upgrade dspkd"
+        )
     try:
         return RUNTIMES[target](path, threads)
     except MissingDependencyError:
         raise
     except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
-        raise VerificationError(f"{path} cannot be loaded by its runtime: {_first_line(error)}", hint="export again") from error
+        raise VerificationError(
+            f"{path} cannot be loaded by its runtime: {_first_line(error)}", hint="export again"
+        ) from error
 
 
 def _first_line(error: Any) -> str:

@@ -2,11 +2,12 @@
 
     FOLDER/
       model.safetensors   the state dict
-      student.json        what it is: architecture, classes in order, preprocessing, metrics, data, teacher, config, hashes
+      student.json        what it is: architecture, classes in order, preprocessing, metrics, data, teacher, config,
+      hashes
 
-`dspkd train` and `dspkd distill` write it into their run folder, so a run *is* a student folder. A teacher is stored the
-same way, with role `teacher` or `baseline` instead of `student`. `student.json` is sealed: a hash of its own content
-and of the weights stands in it, and `load_student` refuses a folder in which one byte has changed.
+`dspkd train` and `dspkd distill` write it into their run folder, so a run *is* a student folder. A teacher is stored
+the same way, with role `teacher` or `baseline` instead of `student`. `student.json` is sealed: a hash of its own
+content and of the weights stands in it, and `load_student` refuses a folder in which one byte has changed.
 """
 
 from __future__ import annotations

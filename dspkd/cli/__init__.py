@@ -1,4 +1,6 @@
-"""The command line: parses arguments, calls one function per verb, prints. Nothing else, and nothing heavy at import."""
+"""The command line: parses arguments, calls one function per verb, prints. Nothing else, and nothing heavy at
+import.
+"""
 
 from dspkd.cli.app import app, main
 

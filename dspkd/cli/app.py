@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -33,12 +34,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+    ),
 ) -> None:
     pass
 
 
-for name, verb in {
+_VERBS: dict[str, Callable[..., None]] = {
     "demo": training.demo,
     "train": training.train,
     "distill": training.distill,
@@ -48,8 +51,9 @@ for name, verb in {
     "verify": sharing.verify,
     "bench": measuring.bench,
     "report": measuring.report,
-}.items():
-    app.command(name)(verb)
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
 
 
 def main() -> None:

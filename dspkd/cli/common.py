@@ -53,7 +53,9 @@ def open_classifier(folder: Path, *, device: str = "cpu") -> Classifier:
     if not folder.is_dir():
         raise ModelError(f"{folder} does not exist", hint="give a run, a student or an artifact folder")
     if (folder / "config.toml").is_file():
-        raise ModelError(f"{folder} is a run that has not finished", hint="go on with it: the same command and --resume")
+        raise ModelError(
+            f"{folder} is a run that has not finished", hint="go on with it: the same command and --resume"
+        )
     raise ModelError(
         f"{folder} is neither a run, a student nor an artifact (no student.json, no artifact.json)",
         hint="give a folder that `dspkd train`, `distill` or `export` wrote",

@@ -24,8 +24,8 @@ def bench(
 ) -> None:
     """Measure parameters, MACs, FLOPs, latency and memory, teacher beside student, interleaved in one run.
 
-    Needs model folders: artifacts run on their own runtime, runs and students in PyTorch. To compare on the same runtime
-    export the teacher too. Writes --out, if asked; prints a table with the ratios.
+    Needs model folders: artifacts run on their own runtime, runs and students in PyTorch. To compare on the same
+    runtime export the teacher too. Writes --out, if asked; prints a table with the ratios.
     """
     from dspkd_bench.bench import BenchConfig, run_bench
     from dspkd_bench.latency import StopRule
@@ -58,7 +58,9 @@ def bench(
 
 def report(
     results: list[Path] = typer.Argument(..., help="results.json of `dspkd bench`."),
-    run: list[Path] = typer.Option([], "--run", help="Run folders to show with curves and confusion matrix. Repeatable."),
+    run: list[Path] = typer.Option(
+        [], "--run", help="Run folders to show with curves and confusion matrix. Repeatable."
+    ),
     out: Path = typer.Option(Path("report.html"), "--out", help="The page."),
 ) -> None:
     """Make one self-contained HTML page from results and runs. Nothing is measured here.

@@ -28,10 +28,12 @@ def export(
     data: Path | None = typer.Option(None, "--data", help="Where the run's images lie now. [default: where they lay]"),
     as_json: bool = JSON,
 ) -> None:
-    """Compile a student, and prove over its whole validation part that it gives the same answers on the target's runtime.
+    """Compile a student, and prove over its whole validation part that it gives the same answers on the target's
+    runtime.
 
-    Needs the run folder (with split.json) and the images it was trained on. Writes one artifact folder for each target and
-    precision: model file, golden pictures, artifact.json with the certificate. Exit code 3 if a certificate fails.
+    Needs the run folder (with split.json) and the images it was trained on. Writes one artifact folder for each
+    target and precision: model file, golden pictures, artifact.json with the certificate. Exit code 3 if a
+    certificate fails.
     """
     from dspkd_export import export_student
 
@@ -55,7 +57,8 @@ def export(
         certificate = artifact.card.certificate
         size = artifact.card.files[artifact.card.model_file].bytes / 1e6
         say(
-            f"{artifact.path}: {size:.2f} MB, top-1 agreement {certificate['top1_agreement']:.2%} on {certificate['n']} images, "
+            f"{artifact.path}: {size:.2f} MB, top-1 agreement {certificate['top1_agreement']:.2%} "
+            f"on {certificate['n']} images, "
             f"largest difference {certificate['max_abs_difference']:.1e} ({certificate['runtime']})"
         )
     say(f"next: dspkd bench {' '.join(str(a.path) for a in artifacts)} --student {run}")
@@ -76,7 +79,9 @@ def validation_images(student: Student, data: Path | None, reporter: Reporter) -
     root = data or Path(student.card.data.get("root", ""))
     split = student.path / "split.json"
     if not split.is_file():
-        raise DataError(f"{split} is missing: the validation part is not known", hint="export from the run folder itself")
+        raise DataError(
+            f"{split} is missing: the validation part is not known", hint="export from the run folder itself"
+        )
     table = read_table(root, classes=student.card.classes)
     positions = indices(load_split(split, table), table, "val")
     preprocess = student.card.preprocess
@@ -92,10 +97,9 @@ def validation_images(student: Student, data: Path | None, reporter: Reporter) -
 
 def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
-    from dspkd.runtimes import load_model, to_input
-
     from dspkd.artifact import load_artifact
     from dspkd.evaluate import Classifier
+    from dspkd.runtimes import load_model, to_input
 
     artifact = load_artifact(folder)
     model = load_model(artifact.card.target, artifact.model_path)

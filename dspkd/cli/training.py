@@ -13,7 +13,9 @@ from dspkd.errors import UsageError
 if TYPE_CHECKING:
     from dspkd.student import Student
 
-DATA = typer.Option(None, "--data", help="Images: ISIC2019 layout (GroundTruth.csv, metadata.csv, images/) or class folders.")
+DATA = typer.Option(
+    None, "--data", help="Images: ISIC2019 layout (GroundTruth.csv, metadata.csv, images/) or class folders."
+)
 SPLIT = typer.Option(None, "--split", help="A stored split.json to reuse.")
 SIZE = typer.Option(None, "--size", help="Side of the network's input in pixels. [default: 224]", min=32)
 BATCH = typer.Option(None, "--batch-size", help="Images per step. [default: 64]", min=2)
@@ -21,7 +23,9 @@ LR = typer.Option(None, "--lr", help="Peak learning rate. [default: 0.01]")
 SEED = typer.Option(None, "--seed", help="Seed of weights, order and augmentation. [default: 0]")
 DEVICE = typer.Option(None, "--device", help="auto, cpu, cuda or mps. [default: auto]")
 PRECISION = typer.Option(None, "--precision", help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")
-WORKERS = typer.Option(None, "--workers", help="Loader processes. The result does not depend on it. [default: 0]", min=0)
+WORKERS = typer.Option(
+    None, "--workers", help="Loader processes. The result does not depend on it. [default: 0]", min=0
+)
 WEIGHTS = typer.Option(None, "--weights", help="Initial weights: .safetensors or a plain state dict.")
 PRETRAINED = typer.Option(False, "--pretrained", help="Initial weights from timm or torchvision (needs a network).")
 CONFIG = typer.Option(None, "--config", help="A TOML file; flags win over it.")
@@ -53,8 +57,9 @@ def train(
 ) -> None:
     """Fit MODEL to labels: a teacher, or the student alone.
 
-    Needs labelled images (--data). Writes the run folder --out: model.safetensors, student.json, split.json, config.toml,
-    metrics.jsonl, predictions, checkpoints and pictures. The validation part chooses the epoch; the test part is used once.
+    Needs labelled images (--data). Writes the run folder --out: model.safetensors, student.json, split.json,
+    config.toml, metrics.jsonl, predictions, checkpoints and pictures. The validation part chooses the epoch; the
+    test part is used once.
     """
     values = _base(config, out, resume)
     values["model"] = model
@@ -89,7 +94,9 @@ def distill(
         None, "--teacher-model", help="Without --teacher: fit this model first, into OUT/teacher."
     ),
     teacher_weights: Path | None = typer.Option(None, "--teacher-weights", help="Initial weights of --teacher-model."),
-    teacher_epochs: int | None = typer.Option(None, "--teacher-epochs", help="Epochs of --teacher-model. [default: 100]"),
+    teacher_epochs: int | None = typer.Option(
+        None, "--teacher-epochs", help="Epochs of --teacher-model. [default: 100]"
+    ),
     size: int | None = SIZE,
     batch_size: int | None = BATCH,
     lr: float | None = LR,
@@ -106,8 +113,8 @@ def distill(
     """Distil a teacher into a student in two stages (DSP-KD): masked features, then normalised logits.
 
     Needs labelled images (--data) and a fitted teacher (--teacher, or --teacher-model to fit one first). Writes the run
-    folder --out, which is also the student folder that `dspkd export` takes: model.safetensors, student.json, split.json,
-    config.toml, metrics.jsonl, predictions, checkpoints and pictures.
+    folder --out, which is also the student folder that `dspkd export` takes: model.safetensors, student.json,
+    split.json, config.toml, metrics.jsonl, predictions, checkpoints and pictures.
     """
     values = _base(config, out, resume)
     if student is not None or "model" not in values:
@@ -137,7 +144,9 @@ def distill(
 
 
 def _fit_teacher(values: dict[str, Any], model: str, weights: Path | None, epochs: int | None) -> Path:
-    """Fit the teacher that `distill` was not given, into OUT/teacher; a finished or half-finished one is taken up again."""
+    """Fit the teacher that `distill` was not given, into OUT/teacher; a finished or half-finished one is taken
+    up again.
+    """
     from dspkd.config import parse_run_config
     from dspkd.train.run import run
 
@@ -201,7 +210,9 @@ def _show(student: Student, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(student.path), **card.model_dump(mode="json")})
         return
-    say(f"{card.architecture}, {len(card.classes)} classes, epoch {card.metrics['selected']['epoch']} of the last stage")
+    say(
+        f"{card.architecture}, {len(card.classes)} classes, epoch {card.metrics['selected']['epoch']} of the last stage"
+    )
     for part in ("val", "test"):
         say(f"  {part:5s} {headline(card.metrics[part])}")
     say(f"written to {student.path}")

@@ -64,7 +64,8 @@ def _fill(path: Path, table: Table, size: int, interpolation: str, progress: Pro
     def decode(index: int) -> None:
         array[index] = resize_square(load_rgb(table.samples[index].path), size, interpolation)
 
-    # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between processes.
+    # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
+    # processes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for done, _ in enumerate(_in_order(pool, decode, len(table)), start=1):

@@ -109,7 +109,9 @@ def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
             try:
                 value = float(row[name])
             except (TypeError, ValueError) as error:
-                raise DataError(f"{path} row {number} (image {image}): column {name} is {row[name]!r}, expected 0 or 1") from error
+                raise DataError(
+                    f"{path} row {number} (image {image}): column {name} is {row[name]!r}, expected 0 or 1"
+                ) from error
             if value not in (0.0, 1.0):
                 raise DataError(f"{path} row {number} (image {image}): column {name} is {row[name]!r}, expected 0 or 1")
             if value:
@@ -119,7 +121,9 @@ def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
             raise DataError(f"{path} row {number}: image {image} has {what}", hint="give every image exactly one class")
         if image in seen:
             other = "" if labels[image] == positive[0] else f" with other labels ({labels[image]} and {positive[0]})"
-            raise DataError(f"{path}: image {image} stands in rows {seen[image]} and {number}{other}", hint="keep one row")
+            raise DataError(
+                f"{path}: image {image} stands in rows {seen[image]} and {number}{other}", hint="keep one row"
+            )
         labels[image], seen[image] = positive[0], number
     used = set(labels.values())
     return tuple(name for name in columns[1:] if name in used), labels
@@ -167,7 +171,9 @@ def _image_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             if path.stem in files:
-                raise DataError(f"{path} and {files[path.stem].name} are both image {path.stem}", hint="remove one of them")
+                raise DataError(
+                    f"{path} and {files[path.stem].name} are both image {path.stem}", hint="remove one of them"
+                )
             files[path.stem] = path
     return files
 
@@ -201,7 +207,9 @@ def _read_class_folders(root: Path, classes: Sequence[str] | None) -> Table:
             relative = path.relative_to(root)
             image = relative.with_suffix("").as_posix()
             if image in samples:
-                raise DataError(f"{path} and {samples[image].path.name} are both image {image}", hint="remove one of them")
+                raise DataError(
+                    f"{path} and {samples[image].path.name} are both image {image}", hint="remove one of them"
+                )
             row = metadata.get(relative.as_posix()) or metadata.get(image) or metadata.get(path.stem) or {}
             samples[image] = _sample(image, path, chosen[folder.name], row)
         if len(samples) == before:

@@ -56,7 +56,12 @@ def make_split(table: Table, *, seed: int = 0, val: float = 0.1, test: float = 0
     lesion_class = {name: _main_class(table.labels[members], counts) for name, members in lesions.items()}
     order = sorted(
         lesions,
-        key=lambda name: (int(counts[lesion_class[name]]), lesion_class[name], -len(lesions[name]), _shuffle_key(seed, name)),
+        key=lambda name: (
+            int(counts[lesion_class[name]]),
+            lesion_class[name],
+            -len(lesions[name]),
+            _shuffle_key(seed, name),
+        ),
     )
     share = np.array([1.0 - val - test, val, test])
     placed = np.zeros((3, len(table.classes)))
@@ -81,7 +86,8 @@ def make_split(table: Table, *, seed: int = 0, val: float = 0.1, test: float = 0
     train, val_ids, test_ids = (tuple(sorted(ids)) for ids in parts)
     if not (train and val_ids and test_ids):
         raise DataError(
-            f"{table.root} has too few lesions ({len(lesions)}) to be divided into train, val and test", hint="add images"
+            f"{table.root} has too few lesions ({len(lesions)}) to be divided into train, val and test",
+            hint="add images",
         )
     return Split(train, val_ids, test_ids, seed, val, test, table.classes, table.sha256, tuple(warnings))
 
@@ -121,7 +127,8 @@ def load_split(path: Path, table: Table) -> Split:
         raise DataError(error.message, hint=error.hint) from error
     if value["table_sha256"] != table.sha256:
         raise DataError(
-            f"split {path} was made for another data set than {table.root} (images, labels, lesions or class order differ)",
+            f"split {path} was made for another data set than {table.root} "
+            "(images, labels, lesions or class order differ)",
             hint="leave --split out to make a new one, or give the data that it was made for",
         )
     ids: dict[str, Sequence[str]] = {part: value[part] for part in PARTS}

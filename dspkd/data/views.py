@@ -36,7 +36,8 @@ def augment(image: Tensor, size: int, config: AugmentConfig, generator: torch.Ge
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    # Every number is drawn whether or not it is used, so that switching one augmentation off leaves the others as they were.
+    # Every number is drawn whether or not it is used, so that switching one augmentation off leaves the others as they
+    # were.
     area, across, down = uniform(config.crop_scale, 1.0), uniform(0, 1), uniform(0, 1)
     flip, turns = uniform(0, 1) < 0.5, int(uniform(0, 4))
     brightness, contrast, saturation = (uniform(1 - config.color_jitter, 1 + config.color_jitter) for _ in range(3))
@@ -58,12 +59,16 @@ def augment(image: Tensor, size: int, config: AugmentConfig, generator: torch.Ge
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1]; normalisation is the network's first step, see `preprocess`."""
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1]; normalisation is the network's first step, see
+    `preprocess`.
+    """
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255.0)
 
 
 class ViewDataset(Dataset[tuple[Tensor, int]]):
-    """Training views. Indexed by `(position, view)`, as `BalancedSampler` yields them; gives (uint8 (3, S, S), label)."""
+    """Training views. Indexed by `(position, view)`, as `BalancedSampler` yields them; gives (uint8 (3, S, S),
+    label).
+    """
 
     def __init__(
         self,
@@ -91,9 +96,9 @@ class ViewDataset(Dataset[tuple[Tensor, int]]):
 class BalancedSampler(Sampler[tuple[int, int]]):
     """One epoch of `(position, view)` pairs over the training part, fixed by (seed, epoch).
 
-    An epoch has as many draws as the part has images. With balance 0 it is a permutation; otherwise class c is drawn with
-    weight count_c^-balance per image. Draws are stratified, so that over an epoch every image of a class is used before
-    one is used twice.
+    An epoch has as many draws as the part has images. With balance 0 it is a permutation; otherwise class c is drawn
+    with weight count_c^-balance per image. Draws are stratified, so that over an epoch every image of a class is
+    used before one is used twice.
     """
 
     def __init__(self, positions: np.ndarray, labels: np.ndarray, *, balance: float, seed: int) -> None:
@@ -129,10 +134,10 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         return [drawn[i] for i in rng.permutation(total)]
 
 
-def make_loader(
-    dataset: ViewDataset, sampler: BalancedSampler, *, batch_size: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of (uint8 (B, 3, S, S), int64 (B,)); the last incomplete batch is dropped, since batch norm suffers from it."""
+def make_loader(dataset: ViewDataset, sampler: BalancedSampler, *, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Batches of (uint8 (B, 3, S, S), int64 (B,)); the last incomplete batch is dropped, since batch norm
+    suffers from it.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -1,4 +1,5 @@
-"""Hierarchical fusion (HF): where the teacher looks, fused from four of its levels (paper section 3.2.2, figure 3, eq. 3).
+"""Hierarchical fusion (HF): where the teacher looks, fused from four of its levels (paper section 3.2.2, figure 3,
+eq. 3).
 
 This is the parameter-free reading. The mask is a hard threshold, which lets no gradient pass, so convolutions inside it
 could never learn from the distillation loss; they would stay at their random initial values (DECISIONS.md, reading 2).
@@ -50,7 +51,9 @@ def hf_attention(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def hf_mask(attention: Tensor, *, threshold: float, hide: str = "important", hidden_fraction: float | None = None) -> Tensor:
+def hf_mask(
+    attention: Tensor, *, threshold: float, hide: str = "important", hidden_fraction: float | None = None
+) -> Tensor:
     """M^HF of eq. 3: 0 where a place is hidden from the student, 1 elsewhere; same shape as `attention` (B, 1, H, W).
 
     hide="important" hides A >= threshold (φ; 1.0 means "above the image's average"); hide="unimportant" is the opposite

@@ -22,12 +22,16 @@ MGD_MAP_ELEMENTS = 512 * 7 * 7
 
 
 def default_alpha(channels: int, height: int, width: int) -> float:
-    """α = 7e-5 · 512·49 / (C_t H W): MGD's published weight, for which its sum over a 512x7x7 map was tuned, at any size."""
+    """α = 7e-5 · 512·49 / (C_t H W): MGD's published weight, for which its sum over a 512x7x7 map was tuned, at
+    any size.
+    """
     return MGD_ALPHA * MGD_MAP_ELEMENTS / (channels * height * width)
 
 
 def reconstruction_loss(rebuilt: Tensor, target: Tensor) -> Tensor:
-    """(1/B) Σ_{c,h,w} (Y - F_T)² of two (B, C, H, W) maps, summed in float32: 100,000 squares overflow half precision."""
+    """(1/B) Σ_{c,h,w} (Y - F_T)² of two (B, C, H, W) maps, summed in float32: 100,000 squares overflow half
+    precision.
+    """
     return (rebuilt.float() - target.float()).square().sum() / target.shape[0]
 
 
@@ -58,7 +62,9 @@ class HFMaskedGenerationSettings(Settings):
     mimic_weight: float = Field(default=0.0, ge=0.0)
     cross_entropy_weight: float = Field(default=1.0, ge=0.0)
     normalise_target: bool | None = None
-    """Layer-normalise the teacher's map over its channels. None: only for ConvNeXt, whose raw map has a few huge channels."""
+    """Layer-normalise the teacher's map over its channels. None: only for ConvNeXt, whose raw map has a few huge
+    channels.
+    """
 
 
 class HFMaskedGeneration(Method):

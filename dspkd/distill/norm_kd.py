@@ -1,4 +1,5 @@
-"""Stage 2 of DSP-KD: distillation of normalised logits (paper section 3.3, equations 7 and 8; NormKD, arXiv 2308.00520).
+"""Stage 2 of DSP-KD: distillation of normalised logits (paper section 3.3, equations 7 and 8; NormKD, arXiv
+2308.00520).
 
 Each sample gets its own temperature, T_norm times the standard deviation σ of its logits, so that confident and
 hesitant samples are softened alike.
@@ -24,7 +25,8 @@ def normalised_temperature(logits: Tensor, t_norm: float, eps: float = 1e-6) -> 
 
 
 def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, t_norm: float) -> Tensor:
-    """Mean over the batch of τ_t² KL(p_t || p_s), each softmax at its own network's τ (eq. 8, as the NormKD authors run it).
+    """Mean over the batch of τ_t² KL(p_t || p_s), each softmax at its own network's τ (eq. 8, as the NormKD authors
+    run it).
 
     Both logits are (B, K). The student's σ stays in the graph. Computed in float32, because τ² and KL of half-precision
     logits lose the small differences that this loss consists of.
@@ -56,7 +58,9 @@ class NormKD(Method):
     Settings: ClassVar[type[Settings]] = NormKDSettings
     needs_maps: ClassVar[bool] = False
 
-    def __init__(self, t_norm: float = 1.2, cross_entropy_weight: float = 0.1, distillation_weight: float = 0.9) -> None:
+    def __init__(
+        self, t_norm: float = 1.2, cross_entropy_weight: float = 0.1, distillation_weight: float = 0.9
+    ) -> None:
         super().__init__()
         self.t_norm = t_norm
         self.cross_entropy_weight = cross_entropy_weight

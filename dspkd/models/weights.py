@@ -16,7 +16,9 @@ __all__ = ["LoadReport", "fit_state_dict", "load_weights", "read_state_dict"]
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What happened to a file of weights: tensors loaded, and those of the head that were left at their initial values."""
+    """What happened to a file of weights: tensors loaded, and those of the head that were left at their initial
+    values.
+    """
 
     loaded: int
     replaced_head: tuple[str, ...]
@@ -45,7 +47,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"weights {path} cannot be loaded: {first_line}", hint="give a .safetensors file or a plain state dict of tensors"
+            f"weights {path} cannot be loaded: {first_line}",
+            hint="give a .safetensors file or a plain state dict of tensors",
         ) from error
     except Exception as error:  # safetensors raises its own class, which has no base but Exception
         raise ModelError(f"weights {path} cannot be loaded: {error}", hint="the file is damaged") from error
@@ -58,7 +61,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def fit_state_dict(model: nn.Module, state: dict[str, Tensor], *, origin: str) -> LoadReport:
-    """Copy `state` into `model`; only the classifier's own tensors may differ in shape, and then keep their initial values.
+    """Copy `state` into `model`; only the classifier's own tensors may differ in shape, and then keep their initial
+    values.
 
     Raises ModelError if names are missing or unknown, or if another tensor than the head's differs in shape.
     """

@@ -22,7 +22,9 @@ __all__ = ["Architecture", "create_model", "pretrained_preprocess"]
 
 @dataclass(frozen=True, slots=True)
 class LayerNames:
-    """Where the maps of one family of networks are read: four levels (strides 4, 8, 16, 32) and the last map before pooling."""
+    """Where the maps of one family of networks are read: four levels (strides 4, 8, 16, 32) and the last map
+    before pooling.
+    """
 
     levels: tuple[str, str, str, str]
     final: str
@@ -57,7 +59,9 @@ class Architecture:
         return f"{self.library}/{self.short_name}"
 
     def build(self, num_classes: int, *, pretrained: bool = False) -> nn.Module:
-        """The network in training mode with `num_classes` outputs (logits). Initialised from torch's global generator."""
+        """The network in training mode with `num_classes` outputs (logits). Initialised from torch's global
+        generator.
+        """
         try:
             if self.library == "timm":
                 import timm
@@ -124,8 +128,8 @@ def _resolve(name: str) -> tuple[str, str]:
 def pretrained_preprocess(name: str, size: int) -> Preprocess:
     """The mean and std that the published weights of `name` were trained with, at `size` pixels.
 
-    Always bilinear, also where the weights were trained with bicubic: teacher and student then read the same pixels, and
-    the phone needs one resize kernel. Fine-tuning absorbs the difference.
+    Always bilinear, also where the weights were trained with bicubic: teacher and student then read the same pixels,
+    and the phone needs one resize kernel. Fine-tuning absorbs the difference.
     """
     architecture = Architecture(name)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -142,8 +146,8 @@ def pretrained_preprocess(name: str, size: int) -> Preprocess:
 def discover_layers(model: nn.Module, name: str, *, size: int = 128) -> LayerNames:
     """Find the layers of a network that is not in the table by looking at one forward pass of a blank image.
 
-    A level is the outermost module that gives a map of its stride, the last one if there are several; deeper modules may
-    already belong to the next stage's expansion. The final map is the last one larger than 1x1.
+    A level is the outermost module that gives a map of its stride, the last one if there are several; deeper modules
+    may already belong to the next stage's expansion. The final map is the last one larger than 1x1.
     """
     order: list[tuple[str, int]] = []
 
@@ -161,7 +165,9 @@ def discover_layers(model: nn.Module, name: str, *, size: int = 128) -> LayerNam
     try:
         model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"{name} does not take {size}x{size} images, so its layers cannot be tapped: {error}") from error
+        raise ModelError(
+            f"{name} does not take {size}x{size} images, so its layers cannot be tapped: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

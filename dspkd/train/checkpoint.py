@@ -28,7 +28,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: nothing to resume", hint="start without --resume") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}", hint="start anew in another --out") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {error}", hint="start anew in another --out"
+        ) from error
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
-        raise CheckpointError(f"checkpoint {path} was written by another version of dspkd", hint="start anew in another --out")
+        raise CheckpointError(
+            f"checkpoint {path} was written by another version of dspkd", hint="start anew in another --out"
+        )
     return state

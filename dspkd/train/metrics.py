@@ -99,7 +99,8 @@ def summarise(
 ) -> dict[str, Any]:
     """All metrics of one evaluation, ready for JSON.
 
-    labels (N,), probabilities (N, K). With `groups` (one lesion id per image) also 95 % intervals. Fractions, not percent.
+    labels (N,), probabilities (N, K). With `groups` (one lesion id per image) also 95 % intervals. Fractions, not
+    percent.
     """
     predictions = np.asarray(probabilities).argmax(1)
     matrix = confusion_matrix(labels, predictions, len(classes))

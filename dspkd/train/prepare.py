@@ -23,7 +23,9 @@ SPLIT_FILE = "split.json"
 
 
 def training_size(size: int) -> int:
-    """Side of the pixels that random crops are cut from: a quarter more than the network's input, so that they stay sharp."""
+    """Side of the pixels that random crops are cut from: a quarter more than the network's input, so that they
+    stay sharp.
+    """
     return -(-size * 5 // 4)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["RichReporter", "Reporter"]
+__all__ = ["Reporter", "RichReporter"]
 
 
 class Reporter:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, sha256_bytes, write_text
 from dspkd.models import Architecture, load_weights, pretrained_preprocess
-from dspkd.preprocess import Preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
@@ -102,7 +101,9 @@ class _Run:
         try:
             self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
         except (RuntimeError, ValueError) as error:
-            raise DspkdError(f"device {config.device!r} cannot be used here: {error}", hint="use --device cpu") from error
+            raise DspkdError(
+                f"device {config.device!r} cannot be used here: {error}", hint="use --device cpu"
+            ) from error
         self.teacher = load_student(config.teacher) if config.teacher else None
         self.data = self._prepare()
         self.classes = self.data.table.classes
@@ -344,7 +345,7 @@ class _Run:
     def _selected_epoch(self) -> int:
         return self.position.best_epoch if self.config.select == "best" else self.config.stages[-1].epochs
 
-    def _role(self) -> str:
+    def _role(self) -> Literal["baseline", "student"]:
         return "student" if self.teacher is not None else "baseline"
 
     def _describe_teacher(self) -> dict[str, Any] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dspkd.data.views import pixels_to_tensor
 from dspkd.distill import Method, MethodContext, StepInputs
 from dspkd.errors import ModelError
 from dspkd.models import Architecture, FeatureTaps
@@ -32,8 +34,9 @@ class Normalise(nn.Module):
 class StageTask(nn.Module):
     """uint8 images (B, 3, H, W) and labels (B,) -> dict of losses.
 
-    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is held
-    outside the module tree, so that no optimiser, checkpoint or data-parallel wrapper takes it for something to train.
+    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is
+    held outside the module tree, so that no optimiser, checkpoint or data-parallel wrapper takes it for something to
+    train.
     """
 
     def __init__(
@@ -112,7 +115,9 @@ def method_context(
     names = (*theirs.levels, theirs.final)
     found = shapes(teacher.model, names)
     if any(shape[1] < 1 for shape in found.values()):
-        raise ModelError(f"{teacher.card.architecture} gives empty feature maps at {size} px", hint="use a larger --size")
+        raise ModelError(
+            f"{teacher.card.architecture} gives empty feature maps at {size} px", hint="use a larger --size"
+        )
     return MethodContext(
         num_classes=num_classes,
         student_final=own.final,
@@ -126,13 +131,14 @@ def method_context(
 
 @torch.no_grad()
 def predict_probabilities(
-    model: nn.Module, preprocess: Preprocess, pixels, *, batch_size: int = 64, device: torch.device | str = "cpu"
-):  # type: ignore[no-untyped-def]
+    model: nn.Module,
+    preprocess: Preprocess,
+    pixels: np.ndarray,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
     """uint8 pixels (N, H, W, 3) -> float32 probabilities (N, K), in eval mode; the mode is restored."""
-    import numpy as np
-
-    from dspkd.data.views import pixels_to_tensor
-
     normalise = Normalise(preprocess).to(device)
     training = model.training
     model.eval()

@@ -22,7 +22,9 @@ Progress = Callable[[int, int, str], None]
 class Images:
     """The images of a certificate: uint8 pixels (N, H, W, 3), labels (N,), ids and lesions."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, image_ids: Sequence[str], groups: Sequence[str], what: str) -> None:
+    def __init__(
+        self, pixels: np.ndarray, labels: np.ndarray, image_ids: Sequence[str], groups: Sequence[str], what: str
+    ) -> None:
         self.pixels, self.labels, self.image_ids, self.groups, self.what = pixels, labels, image_ids, groups, what
 
     def __len__(self) -> int:
@@ -39,9 +41,9 @@ def certify(
 ) -> dict[str, Any]:
     """Compare PyTorch with every model file of an artifact over all `images`; the worst file decides.
 
-    `student` takes uint8 pixels; `deployed` maps a file's name to the loaded model. The result is JSON: number of images,
-    top-1 agreement, the images whose class flipped, largest and mean difference of a probability, accuracy and balanced
-    accuracy of both, the runtime, the bounds and whether they hold.
+    `student` takes uint8 pixels; `deployed` maps a file's name to the loaded model. The result is JSON: number of
+    images, top-1 agreement, the images whose class flipped, largest and mean difference of a probability, accuracy
+    and balanced accuracy of both, the runtime, the bounds and whether they hold.
     """
     from dspkd.train.metrics import summarise
 
@@ -75,7 +77,7 @@ def certify(
 def _compare(reference: np.ndarray, got: np.ndarray, images: Images, classes: Sequence[str]) -> dict[str, Any]:
     from dspkd.train.metrics import summarise
 
-    flipped = np.flatnonzero(reference.argmax(1) != got.argmax(1))
+    flipped = np.flatnonzero(reference.argmax(1) != got.argmax(1)).tolist()
     difference = np.abs(reference.astype(np.float64) - got.astype(np.float64))
     summary = summarise(images.labels, got, classes, groups=images.groups)
     return {

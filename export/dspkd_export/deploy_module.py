@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def fold_batch_norms(model: nn.Module) -> None:
         if not isinstance(module, nn.Sequential):
             continue
         names = list(module._modules)
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in pairwise(names):
             conv, norm = module._modules[first], module._modules[second]
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 module._modules[first] = fuse_conv_bn_eval(conv, norm)

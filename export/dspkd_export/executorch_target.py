@@ -24,7 +24,9 @@ def compile_executorch(student: Student, folder: Path, precision: str) -> dict[s
         from executorch.devtools.backend_debug import get_delegation_info
         from executorch.exir import to_edge_transform_and_lower
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"ExecuTorch export needs {error.name}", hint="pip install 'dspkd[executorch]'") from error
+        raise MissingDependencyError(
+            f"ExecuTorch export needs {error.name}", hint="pip install 'dspkd[executorch]'"
+        ) from error
     from dspkd_export.deploy_module import deploy_module
 
     size = student.card.preprocess.size

@@ -1,4 +1,6 @@
-"""A student folder in, artifact folders out: compile, run on the target's runtime, compare, write whole or not at all."""
+"""A student folder in, artifact folders out: compile, run on the target's runtime, compare, write whole or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from dspkd.artifact import GOLDEN, Artifact, ArtifactCard, FileRecord, load_arti
 from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
+from dspkd.runtimes import load_model, to_input
 from dspkd.student import Student, load_student, tool_versions
 from dspkd_export.certificate import Images, certify
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
-from dspkd.runtimes import load_model, to_input
 
 __all__ = ["TARGETS", "Target", "export_student"]
 
@@ -39,7 +41,9 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target(compile_onnx, ("model.onnx", STATIC_FILE), ("fp32",), "batch", ("onnx", "onnxscript", "onnxruntime")),
+    "onnx": Target(
+        compile_onnx, ("model.onnx", STATIC_FILE), ("fp32",), "batch", ("onnx", "onnxscript", "onnxruntime")
+    ),
     "executorch": Target(compile_executorch, ("model.pte",), ("fp32",), 1, ("executorch", "torchao")),
 }
 
@@ -55,8 +59,8 @@ def export_student(
 ) -> list[Artifact]:
     """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
 
-    An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown target or precision, and
-    GateError at the end if a certificate failed; that artifact is written too, and marked so.
+    An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown target or
+    precision, and GateError at the end if a certificate failed; that artifact is written too, and marked so.
     """
     for target in targets:
         if target not in TARGETS:
@@ -64,7 +68,8 @@ def export_student(
         for precision in precisions:
             if precision not in TARGETS[target].precisions:
                 raise UsageError(
-                    f"target {target} has no precision {precision!r}", hint=f"choose from {', '.join(TARGETS[target].precisions)}"
+                    f"target {target} has no precision {precision!r}",
+                    hint=f"choose from {', '.join(TARGETS[target].precisions)}",
                 )
     student = load_student(folder)
     artifacts = []
@@ -80,7 +85,8 @@ def export_student(
     if failed:
         certificate = failed[0].card.certificate
         raise GateError(
-            f"{failed[0].path} does not answer as the student does: top-1 agreement {certificate['top1_agreement']:.4f}, "
+            f"{failed[0].path} does not answer as the student does: "
+            f"top-1 agreement {certificate['top1_agreement']:.4f}, "
             f"largest difference {certificate['max_abs_difference']:.2e} (bounds {certificate['bounds']})",
             hint="the artifact is marked as failed; see its certificate for the images",
         )
@@ -130,7 +136,9 @@ def _build(
                 "role": card.role,
                 "weights_sha256": card.weights_sha256,
                 "data": {k: v for k, v in card.data.items() if k != "root"},
-                "test": {k: v for k, v in card.metrics.get("test", {}).items() if k in ("n", "accuracy", "balanced_accuracy")},
+                "test": {
+                    k: v for k, v in card.metrics.get("test", {}).items() if k in ("n", "accuracy", "balanced_accuracy")
+                },
             },
             tools=tool_versions() | {name: _version(name) for name in target.packages},
             details=details,

@@ -85,7 +85,9 @@ def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: boo
 
 
 def _forget_where_it_was_made(model: Any) -> None:
-    """The exporter notes source lines and paths of this machine at every node; a model that is shared must not carry them."""
+    """The exporter notes source lines and paths of this machine at every node; a model that is shared must not
+    carry them.
+    """
     model.doc_string = ""
     for node in model.graph.node:
         node.doc_string = ""

@@ -12,10 +12,10 @@ import numpy as np
 
 from dspkd.artifact import GOLDEN, Artifact, is_artifact_dir, load_artifact
 from dspkd.errors import VerificationError
+from dspkd.runtimes import load_model, to_input
 from dspkd.student import is_student_dir, load_student
 from dspkd_export.certificate import BOUNDS
 from dspkd_export.onnx_target import metadata_of, onnx_metadata
-from dspkd.runtimes import load_model, to_input
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -45,7 +45,11 @@ def verify(folder: Path) -> VerifyReport:
         return _verify_artifact(folder)
     if is_student_dir(folder):
         student = load_student(folder)
-        checks = ("student.json is unchanged", "model.safetensors matches its hash", f"weights fit {student.card.architecture}")
+        checks = (
+            "student.json is unchanged",
+            "model.safetensors matches its hash",
+            f"weights fit {student.card.architecture}",
+        )
         return VerifyReport(folder, "student", checks)
     raise VerificationError(
         f"{folder} is neither an artifact nor a student (no artifact.json, no student.json)", hint="check the path"
@@ -58,7 +62,8 @@ def _verify_artifact(folder: Path) -> VerifyReport:
     checks = ["artifact.json is unchanged", f"{len(card.files)} files match their hashes"]
     if not card.certificate.get("passed"):
         raise VerificationError(
-            f"{folder / 'artifact.json'}: its certificate failed when it was exported", hint="export again, or do not use it"
+            f"{folder / 'artifact.json'}: its certificate failed when it was exported",
+            hint="export again, or do not use it",
         )
     checks.append(f"the certificate passed on {card.certificate['n']} images")
     if card.target == "onnx":
@@ -78,7 +83,8 @@ def _check_onnx_metadata(artifact: Artifact) -> None:
         for key, field in (("dspkd.classes", "classes"), ("dspkd.preprocess", "preprocess")):
             if json.loads(inside.get(key, "null")) != json.loads(expected[key]):
                 raise VerificationError(
-                    f"{artifact.path / 'artifact.json'}: {field} {expected[key]} differ from those inside {name}: {inside.get(key)}",
+                    f"{artifact.path / 'artifact.json'}: {field} {expected[key]} differ "
+                    f"from those inside {name}: {inside.get(key)}",
                     hint="the manifest belongs to another model: export again",
                 )
 
@@ -92,7 +98,9 @@ def _check_golden(artifact: Artifact) -> float:
         raise VerificationError(f"{path} cannot be read: {error}", hint="export again") from error
     size = artifact.card.preprocess.size
     if pixels.shape[1:] != (size, size, 3) or expected["pytorch"].shape != (len(pixels), len(artifact.card.classes)):
-        raise VerificationError(f"{path}: pixels {pixels.shape} do not fit size {size} and {len(artifact.card.classes)} classes")
+        raise VerificationError(
+            f"{path}: pixels {pixels.shape} do not fit size {size} and {len(artifact.card.classes)} classes"
+        )
     _, bound = BOUNDS[artifact.card.precision]
     largest = 0.0
     for name in (file for file in artifact.card.files if file != GOLDEN):
@@ -101,8 +109,8 @@ def _check_golden(artifact: Artifact) -> float:
             difference = float(np.abs(got.astype(np.float64) - answer).max())
             if not difference <= bound:
                 raise VerificationError(
-                    f"{artifact.path / name} does not repeat its golden answers ({origin}): largest difference {difference:.2e}, "
-                    f"allowed {bound:.0e}",
+                    f"{artifact.path / name} does not repeat its golden answers ({origin}): "
+                    f"largest difference {difference:.2e}, allowed {bound:.0e}",
                     hint="the file, the runtime or this processor computes something else",
                 )
             largest = max(largest, difference)

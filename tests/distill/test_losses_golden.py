@@ -89,7 +89,9 @@ def rng():
 
 @pytest.fixture
 def levels(rng):
-    return [rng.normal(size=(3, c, s, s)) * scale for c, s, scale in ((4, 16, 3.0), (6, 8, 1.0), (8, 4, 0.5), (10, 2, 2.0))]
+    return [
+        rng.normal(size=(3, c, s, s)) * scale for c, s, scale in ((4, 16, 3.0), (6, 8, 1.0), (8, 4, 0.5), (10, 2, 2.0))
+    ]
 
 
 def tensors(arrays):
@@ -169,7 +171,12 @@ def test_mask_hides_the_important_places_and_the_threshold_is_inclusive():
     assert hf_mask(attention, threshold=1.0).flatten().tolist() == [1, 0, 0, 1]
     assert hf_mask(attention, threshold=1.0, hide="unimportant").flatten().tolist() == [0, 1, 1, 0]
     assert hf_mask(attention, threshold=1.0, hidden_fraction=0.25).flatten().tolist() == [1, 1, 0, 1]
-    assert hf_mask(attention, threshold=1.0, hidden_fraction=0.25, hide="unimportant").flatten().tolist() == [0, 1, 1, 1]
+    assert hf_mask(attention, threshold=1.0, hidden_fraction=0.25, hide="unimportant").flatten().tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
     assert hf_mask(attention, threshold=1.0, hidden_fraction=0.0).min() == 1
     assert hf_mask(attention, threshold=1.0, hidden_fraction=1.0).max() == 0
 
@@ -237,7 +244,9 @@ def run_stage1(method, arrays, levels):
 
 def np_stage1(method, arrays, levels, alpha, eta=0.0):
     p = {k: v.detach().numpy() for k, v in method.state_dict().items()}
-    aligned = np.einsum("oc,bchw->bohw", p["align.weight"][:, :, 0, 0], arrays["s"]) + p["align.bias"][None, :, None, None]
+    aligned = (
+        np.einsum("oc,bchw->bohw", p["align.weight"][:, :, 0, 0], arrays["s"]) + p["align.bias"][None, :, None, None]
+    )
     mask = (np_hf(levels, 2) < 1.0).astype(float)
     hidden = np_gelu(np_conv3x3(aligned * mask, p["generation.0.weight"], p["generation.0.bias"]))
     rebuilt = np_conv3x3(hidden, p["generation.2.weight"], p["generation.2.bias"])

@@ -78,7 +78,7 @@ def test_a_run_folder_is_complete(whole):
     assert card.role == "student"
     assert card.teacher["architecture"] == "timm/resnet18"
     assert set(card.metrics["test"]["per_class"]) == {"RED", "GREEN", "BLUE"}
-    assert not [p for p in whole.rglob("*.part*")]
+    assert not list(whole.rglob("*.part*"))
 
 
 def test_distillation_reuses_the_teachers_split(whole, teacher):
@@ -104,9 +104,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, teacher, whole, tmp_
     """SIGKILL at an unforeseen moment of the given stage; the resumed run reaches the same weights bit for bit."""
     out = tmp_path / "run"
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        to_toml(config(tiny_data, out, teacher=teacher, workers=workers, stages=dsp_kd_stages(epochs=6)))
-    )
+    recipe.write_text(to_toml(config(tiny_data, out, teacher=teacher, workers=workers, stages=dsp_kd_stages(epochs=6))))
     command = [sys.executable, "-m", "dspkd", "distill", "--config", str(recipe)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     wanted = {0: 2, 1: 4}[stage]  # lines of metrics.jsonl: one epoch into the stage's second one
@@ -148,7 +146,7 @@ def test_a_damaged_checkpoint_is_named(tiny_data, tmp_path):
     (out / "student.json").unlink()
     last = out / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="last.pt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
         run(config(tiny_data, out), resume=True)
 
 
