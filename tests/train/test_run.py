@@ -9,43 +9,13 @@ import time
 
 import pytest
 import torch
+from tiny_runs import tiny_config
 
-from dspkd.config import dsp_kd_stages, parse_run_config, to_toml
+from dspkd.config import dsp_kd_stages, to_toml
 from dspkd.errors import CheckpointError, DataError, DspkdError, OutputError
 from dspkd.student import load_student
 from dspkd.train.checkpoint import read_checkpoint
 from dspkd.train.run import run
-
-
-def config(root, out, *, teacher=None, workers=0, stages=None, **more):
-    values = {
-        "model": "shufflenet_v2_x0_5",
-        "data": {"root": str(root), "workers": workers},
-        "size": 32,
-        "batch_size": 8,
-        "out": str(out),
-        "stages": stages or [{"method": "cross_entropy", "epochs": 2, "optimizer": {"lr": 0.05}}],
-        **more,
-    }
-    if teacher is not None:
-        values["teacher"] = str(teacher)
-    return parse_run_config(values, origin="test")
-
-
-@pytest.fixture(scope="session")
-def teacher(tiny_data, tmp_path_factory):
-    os.environ["DSPKD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    out = tmp_path_factory.mktemp("teacher") / "run"
-    run(config(tiny_data, out, model="timm/resnet18"))
-    return out
-
-
-@pytest.fixture(scope="session")
-def whole(tiny_data, teacher, tmp_path_factory):
-    """The uninterrupted distillation that killed ones are compared with."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run(config(tiny_data, out, teacher=teacher, stages=dsp_kd_stages(epochs=6)))
-    return out
 
 
 def assert_same_weights(a, b):
@@ -59,11 +29,11 @@ def without_times(out):
     return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
 
 
-def test_a_run_folder_is_complete(whole):
-    names = {p.name for p in whole.iterdir()}
+def test_a_run_folder_is_complete(tiny_student):
+    names = {p.name for p in tiny_student.iterdir()}
     assert {"model.safetensors", "student.json", "split.json", "config.toml", "metrics.jsonl", "checkpoints"} <= names
     assert {"predictions-val.csv", "predictions-test.csv"} <= names
-    lines = without_times(whole)
+    lines = without_times(tiny_student)
     assert [(line["stage"], line["epoch"]) for line in lines] == [
         ("hf_masked_generation", 1),
         ("hf_masked_generation", 2),
@@ -73,38 +43,42 @@ def test_a_run_folder_is_complete(whole):
         ("norm_kd", 3),
     ]
     assert {"cross_entropy", "reconstruction", "hidden_fraction"} <= lines[0]["terms"].keys()
-    card = load_student(whole).card
+    card = load_student(tiny_student).card
     assert card.classes == ("RED", "GREEN", "BLUE")
     assert card.role == "student"
     assert card.teacher["architecture"] == "timm/resnet18"
     assert set(card.metrics["test"]["per_class"]) == {"RED", "GREEN", "BLUE"}
-    assert not list(whole.rglob("*.part*"))
+    assert not list(tiny_student.rglob("*.part*"))
 
 
-def test_distillation_reuses_the_teachers_split(whole, teacher):
-    assert json.loads((whole / "split.json").read_text()) == json.loads((teacher / "split.json").read_text())
+def test_distillation_reuses_the_teachers_split(tiny_student, tiny_teacher):
+    assert json.loads((tiny_student / "split.json").read_text()) == json.loads(
+        (tiny_teacher / "split.json").read_text()
+    )
 
 
-def test_the_student_has_no_extra_parameters(whole):
-    assert set(load_student(whole).model.state_dict()) == set(
+def test_the_student_has_no_extra_parameters(tiny_student):
+    assert set(load_student(tiny_student).model.state_dict()) == set(
         __import__("torchvision").models.shufflenet_v2_x0_5(num_classes=3).state_dict()
     )
 
 
 def test_same_seed_same_weights_and_other_seed_other_weights(tiny_data, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(config(tiny_data, tmp_path / name, seed=seed))
+        run(tiny_config(tiny_data, tmp_path / name, seed=seed))
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     with pytest.raises(AssertionError):
         assert_same_weights(tmp_path / "a", tmp_path / "c")
 
 
 @pytest.mark.parametrize(("stage", "workers"), [(0, 0), (0, 2), (1, 0), (1, 2)])
-def test_killed_and_resumed_equals_uninterrupted(tiny_data, teacher, whole, tmp_path, stage, workers):
+def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_student, tmp_path, stage, workers):
     """SIGKILL at an unforeseen moment of the given stage; the resumed run reaches the same weights bit for bit."""
     out = tmp_path / "run"
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(to_toml(config(tiny_data, out, teacher=teacher, workers=workers, stages=dsp_kd_stages(epochs=6))))
+    recipe.write_text(
+        to_toml(tiny_config(tiny_data, out, teacher=tiny_teacher, workers=workers, stages=dsp_kd_stages(epochs=6)))
+    )
     command = [sys.executable, "-m", "dspkd", "distill", "--config", str(recipe)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     wanted = {0: 2, 1: 4}[stage]  # lines of metrics.jsonl: one epoch into the stage's second one
@@ -120,45 +94,45 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, teacher, whole, tmp_
     position = json.loads(read_checkpoint(out / "checkpoints" / "last.pt")["position"])
     assert position["stage"] == stage
     subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=300)
-    assert_same_weights(whole, out)
-    assert without_times(whole) == without_times(out)
+    assert_same_weights(tiny_student, out)
+    assert without_times(tiny_student) == without_times(out)
 
 
-def test_a_taken_folder_is_refused_and_a_finished_run_is_loaded(tiny_data, teacher):
-    before = (teacher / "model.safetensors").stat().st_mtime_ns
+def test_a_taken_folder_is_refused_and_a_finished_run_is_loaded(tiny_data, tiny_teacher):
+    before = (tiny_teacher / "model.safetensors").stat().st_mtime_ns
     with pytest.raises(OutputError, match="already holds a run"):
-        run(config(tiny_data, teacher, model="timm/resnet18"))
-    run(config(tiny_data, teacher, model="timm/resnet18"), resume=True)
-    assert (teacher / "model.safetensors").stat().st_mtime_ns == before
+        run(tiny_config(tiny_data, tiny_teacher, model="timm/resnet18"))
+    run(tiny_config(tiny_data, tiny_teacher, model="timm/resnet18"), resume=True)
+    assert (tiny_teacher / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_resume_with_another_configuration_is_refused(tiny_data, tmp_path):
     out = tmp_path / "run"
-    run(config(tiny_data, out))
+    run(tiny_config(tiny_data, out))
     (out / "student.json").unlink()
     with pytest.raises(CheckpointError, match="batch_size"):
-        run(config(tiny_data, out, batch_size=4), resume=True)
+        run(tiny_config(tiny_data, out, batch_size=4), resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(tiny_data, tmp_path):
     out = tmp_path / "run"
-    run(config(tiny_data, out))
+    run(tiny_config(tiny_data, out))
     (out / "student.json").unlink()
     last = out / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
-        run(config(tiny_data, out), resume=True)
+        run(tiny_config(tiny_data, out), resume=True)
 
 
-def test_a_teacher_of_another_split_is_refused(tiny_data, teacher, tmp_path):
+def test_a_teacher_of_another_split_is_refused(tiny_data, tiny_teacher, tmp_path):
     split = tmp_path / "other"
-    run(config(tiny_data, split, data={"root": str(tiny_data), "split_seed": 5}))
+    run(tiny_config(tiny_data, split, data={"root": str(tiny_data), "split_seed": 5}))
     with pytest.raises(DataError, match="another split"):
         run(
-            config(
+            tiny_config(
                 tiny_data,
                 tmp_path / "run",
-                teacher=teacher,
+                teacher=tiny_teacher,
                 data={"root": str(tiny_data), "split": str(split / "split.json")},
                 stages=dsp_kd_stages(epochs=2),
             )
@@ -167,10 +141,10 @@ def test_a_teacher_of_another_split_is_refused(tiny_data, teacher, tmp_path):
 
 def test_a_stage_that_needs_a_teacher_says_so(tiny_data, tmp_path):
     with pytest.raises(DspkdError, match="needs a teacher"):
-        run(config(tiny_data, tmp_path / "run", stages=dsp_kd_stages(epochs=2)))
+        run(tiny_config(tiny_data, tmp_path / "run", stages=dsp_kd_stages(epochs=2)))
 
 
 def test_a_diverging_run_stops_with_the_cause(tiny_data, tmp_path):
     stages = [{"method": "cross_entropy", "epochs": 2, "optimizer": {"lr": 1e30, "warmup_epochs": 0}}]
     with pytest.raises(DspkdError, match="the loss of stage cross_entropy became"):
-        run(config(tiny_data, tmp_path / "run", stages=stages))
+        run(tiny_config(tiny_data, tmp_path / "run", stages=stages))

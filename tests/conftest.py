@@ -1,0 +1,88 @@
+"""Small real things that many tests share: a data set, a fitted teacher, a distilled student, its artifacts."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import tiny_config
+
+from dspkd.config import dsp_kd_stages
+from dspkd.train.run import run
+
+SHARED = Path(os.environ.get("DSPKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real images beside the checkout; the test is skipped where it is missing."""
+    if not (SHARED / "data" / "derm" / "GroundTruth.csv").is_file():
+        pytest.skip(f"no real images at {SHARED} (set DSPKD_SHARED)")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """60 pictures of three classes that differ in colour, two pictures a lesion, in the ISIC2019 layout."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    colours = {"RED": (200, 60, 60), "GREEN": (60, 200, 60), "BLUE": (60, 60, 200)}
+    truth, metadata = [], []
+    for k, (name, colour) in enumerate(colours.items()):
+        for i in range(20):
+            image = f"{name}_{i:02d}"
+            noise = rng.integers(-40, 40, (48, 56, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{image}.png")
+            truth.append([image, *(1.0 if j == k else 0.0 for j in range(3)), 0.0])
+            metadata.append([image, f"{name}-lesion-{i // 2}"])
+    for file, header, rows in (
+        ("GroundTruth.csv", ["image", *colours, "UNK"], truth),
+        ("metadata.csv", ["image", "lesion_id"], metadata),
+    ):
+        with (root / file).open("w", newline="") as f:
+            csv.writer(f).writerows([header, *rows])
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Decoded pixels of tests never lie in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSPKD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    run(tiny_config(tiny_data, out, model="timm/resnet18"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tiny_data, tiny_teacher, tmp_path_factory):
+    """An uninterrupted distillation of 3 + 3 epochs."""
+    out = tmp_path_factory.mktemp("student") / "run"
+    run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=dsp_kd_stages(epochs=6)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tiny_data, tiny_student, tmp_path_factory):
+    """{target: folder} of the distilled student, certified on its validation part. Copy one before you break it."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("executorch")
+    from dspkd_export import export_student
+
+    from dspkd.cli.sharing import validation_images
+    from dspkd.student import load_student
+    from dspkd.train.reporter import Reporter
+
+    out = tmp_path_factory.mktemp("artifacts")
+    images = validation_images(load_student(tiny_student), None, Reporter())
+    made = export_student(tiny_student, targets=["onnx", "executorch"], precisions=["fp32"], out=out, images=images)
+    return {artifact.card.target: artifact.path for artifact in made}
