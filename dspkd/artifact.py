@@ -2,7 +2,8 @@
 
     FOLDER/
       model.onnx | model.pte   what the target's runtime loads (ONNX: dynamic batch; model_static.onnx: 1x3xHxW)
-      golden.npz               a few real pictures as uint8 pixels, and the probabilities they must give
+      golden.npz               a few real pictures as uint8 pixels, the probabilities they must give, and what those
+      mean (classes, preprocessing)
       artifact.json            what it is, hashes of every file, and the certificate; sealed with a hash of its own
       content
 

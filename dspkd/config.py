@@ -31,7 +31,8 @@ __all__ = [
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinity passes every lower bound, and no JSON manifest can hold it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Frozen):
@@ -71,6 +72,12 @@ class OptimizerConfig(_Frozen):
     warmup_epochs: float | None = Field(default=None, ge=0.0)
     """None: a sixth of the stage, the paper's 20 of 120."""
     gradient_clip: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _decays(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} lies above lr {self.lr}: the rate would rise")
+        return self
 
 
 class StageConfig(_Frozen):
@@ -118,10 +125,16 @@ class RunConfig(_Frozen):
     def _methods_exist(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         from dspkd.distill import METHODS
 
-        for stage in stages:
+        for index, stage in enumerate(stages):
             if stage.method not in METHODS:
                 raise ValueError(f"unknown method {stage.method!r}; known: {', '.join(METHODS)}")
-            METHODS[stage.method].Settings.model_validate(stage.settings)
+            try:
+                METHODS[stage.method].Settings.model_validate(stage.settings)
+            except ValidationError as error:
+                # Left alone, pydantic would merge it into this list's own error and lose which stage it was.
+                fault = error.errors()[0]
+                key = ".".join(str(part) for part in (index, "settings", *fault["loc"]))
+                raise ValueError(f"{key}: {fault['msg']} (got {fault.get('input')!r})") from error
         return stages
 
 
@@ -145,11 +158,11 @@ def dsp_kd_stages(
     if total < 2:
         raise ConfigError(f"{total} epochs cannot be divided over two stages", hint="give at least --epochs 2")
     first = total // 2
-    optimizer = {"lr": lr if lr is not None else (0.001 if preset == "paper_literal" else 0.01)}
+    peak = lr if lr is not None else (0.001 if preset == "paper_literal" else 0.01)
     second_settings = {"cross_entropy_weight": 0.0, "distillation_weight": 1.0} if preset == "paper_literal" else {}
     return [
-        {"method": "hf_masked_generation", "epochs": first, "settings": {}, "optimizer": optimizer},
-        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": optimizer},
+        {"method": "hf_masked_generation", "epochs": first, "settings": {}, "optimizer": {"lr": peak}},
+        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": {"lr": peak}},
     ]
 
 
@@ -159,7 +172,7 @@ def load_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(f)
     except FileNotFoundError as error:
         raise ConfigError(f"config {path} does not exist", hint="check --config") from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
 
 
@@ -180,14 +193,16 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         if isinstance(node, list):
             _child(node, last, override, create=False)
             node[int(last)] = value
-        else:
+        elif isinstance(node, dict):
             node[last] = value
+        else:
+            raise ConfigError(f"--set {override!r}: {last!r} lies inside a value that is no table")
     return values
 
 
 def _child(node: Any, part: str, override: str, *, create: bool) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise ConfigError(f"--set {override!r}: {part!r} is no index of a list of {len(node)}")
         return node[int(part)]
     if not isinstance(node, dict):
@@ -209,4 +224,11 @@ def to_toml(config: RunConfig) -> str:
     """The resolved configuration as TOML (keys that are None are left out: TOML has no null)."""
     import tomli_w
 
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    # pydantic's exclude_none leaves the None inside a stage's free-form settings.
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value

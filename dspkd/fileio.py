@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -67,7 +68,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     The contents reach the disk before the rename, so that a kill or a power cut leaves the old file or the new one.
     """
     ensure_dir(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -90,6 +94,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     a kill between the two renames leaves the old folder beside it under its `.old` name and never a mixture.
     """
     ensure_dir(path.parent)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a file, not a folder", hint="choose another --out")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     old = path.with_name(f".{path.name}.old")
     try:
@@ -98,7 +104,12 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.replace(old)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -111,8 +122,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -125,13 +140,24 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     write_json(path, seal(value))
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number that JSON knows")
+    return number
+
+
 def read_sealed_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     """Read a manifest written by `write_sealed_json`.
 
-    Raises VerificationError if the file is missing, no JSON, of another kind, of a newer schema, or was edited.
+    Raises VerificationError if the file is missing, no JSON, of another kind, of a newer schema, or was edited, be it
+    by one byte: the seal covers the content, and the comparison with what `write_sealed_json` would write covers spaces
+    and digits beyond a float's precision.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        # NaN and infinities cannot have been written here, and nothing can be hashed that contains them.
+        value = json.loads(data.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError as error:
         raise VerificationError(
             f"{path} does not exist: {path.parent} is not a dspkd {kind} folder", hint="check the path"
@@ -146,7 +172,7 @@ def read_sealed_json(path: Path, *, kind: str, schema_version: int) -> dict[str,
         raise VerificationError(
             f"{path} has schema version {version!r}; this dspkd reads up to {schema_version}", hint="upgrade dspkd"
         )
-    if seal(value)[SEAL_KEY] != value.get(SEAL_KEY):
+    if seal(value)[SEAL_KEY] != value.get(SEAL_KEY) or _json_text(value).encode() != data:
         raise VerificationError(
             f"{path} was edited after it was written: its content does not match its {SEAL_KEY}",
             hint=f"make the {kind} again with the settings that you want",

@@ -14,6 +14,7 @@ Steps 1 to 3 give uint8 pixels, `load_pixels`; step 4 is baked into every export
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Literal
 
@@ -52,10 +53,18 @@ def load_rgb(path: Path) -> Image.Image:
             upright = ImageOps.exif_transpose(opened)
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(
             f"image {path} cannot be decoded: {error}", hint="the file is damaged or no picture: replace or remove it"
         ) from error
+    if upright.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255, which makes nearly every picture white. The high byte is what it takes
+        # from 16-bit colour.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise DataError(
+            f"image {path} has 32 bits a pixel, and what is white in it is unknown", hint="save it with 8 or 16 bits"
+        )
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -66,8 +75,9 @@ def resize_square(image: Image.Image, size: int, interpolation: str) -> np.ndarr
     """Steps 2 and 3. Returns uint8 (size, size, 3)."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), _RESAMPLE[interpolation], box=box), dtype=np.uint8)
+    # Not resize(box=...): there the filter reaches for pixels outside the square.
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), _RESAMPLE[interpolation]), dtype=np.uint8)
 
 
 def load_pixels(path: Path, preprocess: Preprocess) -> np.ndarray:

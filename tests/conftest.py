@@ -76,11 +76,10 @@ def tiny_artifacts(tiny_data, tiny_student, tmp_path_factory):
     """{target: folder} of the distilled student, certified on its validation part. Copy one before you break it."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("executorch")
-    from dspkd_export import export_student
-
     from dspkd.cli.sharing import validation_images
     from dspkd.student import load_student
     from dspkd.train.reporter import Reporter
+    from dspkd_export import export_student
 
     out = tmp_path_factory.mktemp("artifacts")
     images = validation_images(load_student(tiny_student), None, Reporter())

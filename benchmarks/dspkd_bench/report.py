@@ -55,8 +55,8 @@ class ReportContent:
     runs: Sequence[RunSummary] = ()
     title: str = "Teacher and student, side by side"
     notes: Sequence[str] = ()
-    """Paragraphs under the title: what was done, what came out, what must not be read into it. Without any, the
-    page says itself what distillation changed.
+    """Paragraphs under the title: what was done, what must not be read into it. What distillation changed, the page
+    says itself, from the numbers.
     """
     strip_png: bytes | None = None
     """Images with the HF mask over them, as one PNG picture."""

@@ -34,8 +34,7 @@ def view(content: ReportContent) -> dict[str, Any]:
         "created": content.created,
         "notes": list(content.notes),
         "tiles": _tiles(content.results, groups),
-        # The caller's own words come first; saying the same twice helps nobody.
-        "findings": [] if content.notes else _findings(groups),
+        "findings": _findings(groups),
         "scores": SCORES,
         "groups": groups,
         "part": _parts(runs),

@@ -63,7 +63,10 @@ def main() -> None:
     except DspkdError as error:
         if os.environ.get("DSPKD_DEBUG"):
             raise
-        sys.stderr.write(f"dspkd: error: {error.message.strip()}{f' - {error.hint}' if error.hint else ''}\n")
+        # Messages quote what libraries say, which may be several lines; a log or a script reads one.
+        text = f"{error.message.strip()}{f' - {error.hint}' if error.hint else ''}"
+        text = " ".join(line.strip() for line in text.splitlines())
+        sys.stderr.write(f"dspkd: error: {text}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("dspkd: interrupted; finished epochs are kept: repeat the command with --resume\n")

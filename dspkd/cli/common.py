@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dspkd.errors import ModelError
+from dspkd.errors import DeviceError, ModelError
 
 if TYPE_CHECKING:
     from dspkd.evaluate import Classifier
@@ -45,7 +45,13 @@ def open_classifier(folder: Path, *, device: str = "cpu") -> Classifier:
     from dspkd.student import is_student_dir, load_student
 
     if is_student_dir(folder):
-        return student_classifier(load_student(folder), device=device)
+        student = load_student(folder)
+        try:
+            return student_classifier(student, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch's for an unknown name and for a missing driver
+            raise DeviceError(
+                f"device {device!r} cannot be used here: {str(error).splitlines()[0]}", hint="use --device cpu"
+            ) from error
     if is_artifact_dir(folder):
         from dspkd.cli.sharing import artifact_classifier
 

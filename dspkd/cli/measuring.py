@@ -47,8 +47,9 @@ def bench(
     if as_json:
         print_json(results)
         return
-    from dspkd_bench.table import results_table
     from rich.console import Console
+
+    from dspkd_bench.table import results_table
 
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(results_table(results))

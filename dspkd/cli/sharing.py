@@ -11,11 +11,10 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import DataError
 
 if TYPE_CHECKING:
-    from dspkd_export.certificate import Images
-
     from dspkd.evaluate import Classifier
     from dspkd.student import Student
     from dspkd.train.reporter import Reporter
+    from dspkd_export.certificate import Images
 
 JSON = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout.")
 
@@ -35,9 +34,8 @@ def export(
     target and precision: model file, golden pictures, artifact.json with the certificate. Exit code 3 if a
     certificate fails.
     """
-    from dspkd_export import export_student
-
     from dspkd.student import load_student
+    from dspkd_export import export_student
 
     targets, precisions = _listed(target), _listed(precision)
     student = load_student(run)
@@ -70,11 +68,10 @@ def _listed(text: str) -> list[str]:
 
 def validation_images(student: Student, data: Path | None, reporter: Reporter) -> Images:
     """The validation part of the student's own split. DataError if the images are gone or are no longer the same."""
-    from dspkd_export.certificate import Images
-
     from dspkd.data.pixels import cached_pixels
     from dspkd.data.sources import read_table
     from dspkd.data.split import indices, load_split
+    from dspkd_export.certificate import Images
 
     root = data or Path(student.card.data.get("root", ""))
     split = student.path / "split.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dspkd.cli.common import headline, print_json, reporting, say
-from dspkd.errors import UsageError
+from dspkd.errors import CheckpointError, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from dspkd.student import Student
@@ -61,10 +61,13 @@ def train(
     config.toml, metrics.jsonl, predictions, checkpoints and pictures. The validation part chooses the epoch; the
     test part is used once.
     """
+    from dspkd.config import apply_overrides
+
     values = _base(config, out, resume)
     values["model"] = model
     stages = values.setdefault("stages", [{"method": "cross_entropy", "epochs": 100}])
-    for stage in stages:
+    # A configuration of another shape is left for the validation to name.
+    for stage in (s for s in stages if isinstance(s, dict)) if isinstance(stages, list) else ():
         if epochs is not None:
             stage["epochs"] = epochs
         if lr is not None:
@@ -76,7 +79,9 @@ def train(
     )  # fmt: skip
     if pretrained:
         values["pretrained"] = True
-    _carry_out(values, set_, resume=resume, as_json=as_json, origin="train")
+    values = apply_overrides(values, set_)
+    _require_data_and_out(values, resume)
+    _carry_out(values, resume=resume, as_json=as_json, origin="train")
 
 
 def distill(
@@ -116,6 +121,8 @@ def distill(
     folder --out, which is also the student folder that `dspkd export` takes: model.safetensors, student.json,
     split.json, config.toml, metrics.jsonl, predictions, checkpoints and pictures.
     """
+    from dspkd.config import apply_overrides
+
     values = _base(config, out, resume)
     if student is not None or "model" not in values:
         values["model"] = student or "shufflenet_v2_x1_0"
@@ -136,11 +143,14 @@ def distill(
             "--epochs and --lr belong to a preset, but the stages come from the configuration",
             hint="write --set stages.0.epochs=5, or name a --preset",
         )
+    # Before the teacher is fitted: --set may name one, and what it says of data or size holds for both networks.
+    values = apply_overrides(values, set_)
+    _require_data_and_out(values, resume)
     if "teacher" not in values:
         if teacher_model is None:
             raise UsageError("no teacher", hint="give --teacher FOLDER, or --teacher-model NAME to fit one first")
         values["teacher"] = str(_fit_teacher(values, teacher_model, teacher_weights, teacher_epochs))
-    _carry_out(values, set_, resume=resume, as_json=as_json, origin="distill")
+    _carry_out(values, resume=resume, as_json=as_json, origin="distill")
 
 
 def _fit_teacher(values: dict[str, Any], model: str, weights: Path | None, epochs: int | None) -> Path:
@@ -148,11 +158,12 @@ def _fit_teacher(values: dict[str, Any], model: str, weights: Path | None, epoch
     up again.
     """
     from dspkd.config import parse_run_config
+    from dspkd.models import Architecture
     from dspkd.train.run import run
 
-    if "out" not in values:
-        raise UsageError("no --out", hint="give the folder that the run shall be written to")
-    folder = Path(values["out"]) / "teacher"
+    # What is wrong with the student's part shall not be found out when the teacher has been fitted.
+    Architecture(parse_run_config(values, origin="distill").model)
+    folder = Path(str(values["out"])) / "teacher"
     own = {k: v for k, v in values.items() if k not in ("stages", "teacher", "weights", "pretrained")}
     own |= {"model": model, "out": str(folder), "stages": [{"method": "cross_entropy", "epochs": epochs or 100}]}
     if weights is not None:
@@ -183,23 +194,35 @@ def _flags(values: dict[str, Any], **flags: Any) -> None:
         if value is None:
             continue
         plain = str(value) if isinstance(value, Path) else value
-        if key == "data":
-            values.setdefault("data", {})["root"] = plain
-        elif key in ("split", "workers"):
-            values.setdefault("data", {})[key] = plain
+        if key in ("data", "split", "workers"):
+            _data_table(values)["root" if key == "data" else key] = plain
         else:
             values[key] = plain
 
 
-def _carry_out(values: dict[str, Any], overrides: list[str], *, resume: bool, as_json: bool, origin: str) -> None:
-    from dspkd.config import apply_overrides, parse_run_config
-    from dspkd.train.run import run
+def _data_table(values: dict[str, Any]) -> dict[str, Any]:
+    table = values.setdefault("data", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"data is {table!r}, expected a table", hint='write [data] and under it root = "FOLDER"')
+    return table
 
-    values = apply_overrides(values, overrides)
-    if "root" not in values.get("data", {}):
-        raise UsageError("no data", hint="give --data FOLDER, or data.root in --config")
+
+def _require_data_and_out(values: dict[str, Any], resume: bool) -> None:
     if "out" not in values:
         raise UsageError("no --out", hint="give the folder that the run shall be written to")
+    if "root" not in _data_table(values):
+        if resume:
+            raise CheckpointError(
+                f"{values['out']} holds no run to go on with: config.toml is missing",
+                hint="check --out, or give --data to start one",
+            )
+        raise UsageError("no data", hint="give --data FOLDER, or data.root in --config")
+
+
+def _carry_out(values: dict[str, Any], *, resume: bool, as_json: bool, origin: str) -> None:
+    from dspkd.config import parse_run_config
+    from dspkd.train.run import run
+
     with reporting() as reporter:
         student = run(parse_run_config(values, origin=origin), resume=resume, reporter=reporter)
     _show(student, as_json)

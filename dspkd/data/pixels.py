@@ -20,6 +20,8 @@ from dspkd.preprocess import Preprocess, load_rgb, resize_square
 __all__ = ["cached_pixels", "default_cache_dir"]
 
 Progress = Callable[[int, int, str], None]
+# Counted up when `dspkd.preprocess` comes to give other pixels for the same file.
+DECODER_VERSION = 2
 
 
 def default_cache_dir() -> Path:
@@ -54,7 +56,7 @@ def _key(table: Table, size: int, interpolation: str) -> str:
         except OSError:
             files.append([sample.image_id, str(sample.path), -1, -1])
     settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
-    return sha256_bytes(canonical_json([1, settings.model_dump(mode="json"), files]))
+    return sha256_bytes(canonical_json([DECODER_VERSION, settings.model_dump(mode="json"), files]))
 
 
 def _fill(path: Path, table: Table, size: int, interpolation: str, progress: Progress | None) -> None:

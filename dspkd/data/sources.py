@@ -82,10 +82,13 @@ def _find_csv(root: Path, word: str) -> Path | None:
     return found[0] if found else None
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The header, and every row with the number of its line in the file (blank lines count, too)."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
-            return list(csv.DictReader(f))
+            reader = csv.DictReader(f)
+            header = list(reader.fieldnames or ())
+            return header, [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"table {path} cannot be read: {error}", hint="save it as UTF-8 CSV") from error
 
@@ -96,13 +99,20 @@ def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
     Raises DataError with file and row for a row without a class, with two, with a value that is no number, or an image
     that stands in the table twice.
     """
-    rows = _rows(path)
-    columns = [name for name in (rows[0] if rows else {}) if name]
-    if not rows or columns[0] != "image" or len(columns) < 3:
+    classes, rows = _one_hot_rows(path)
+    return classes, {image: name for image, (name, _) in rows.items()}
+
+
+def _one_hot_rows(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
+    """As `read_isic_labels`, but with each image's line in the file."""
+    header, rows = _rows(path)
+    columns = [name for name in header if name]
+    if len(columns) < 3 or columns[0] != "image" or len(set(columns)) < len(columns):
         raise DataError(f"table {path} is no one-hot table", hint="its header must be image,CLASS,CLASS,...")
-    labels: dict[str, str] = {}
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
+    if not rows:
+        raise DataError(f"table {path} has no rows", hint="it needs one row for each image")
+    labels: dict[str, tuple[str, int]] = {}
+    for number, row in rows:
         image = row["image"]
         positive = []
         for name in columns[1:]:
@@ -119,24 +129,22 @@ def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
         if len(positive) != 1:
             what = f"two labels: {' and '.join(positive)}" if positive else "no label"
             raise DataError(f"{path} row {number}: image {image} has {what}", hint="give every image exactly one class")
-        if image in seen:
-            other = "" if labels[image] == positive[0] else f" with other labels ({labels[image]} and {positive[0]})"
-            raise DataError(
-                f"{path}: image {image} stands in rows {seen[image]} and {number}{other}", hint="keep one row"
-            )
-        labels[image], seen[image] = positive[0], number
-    used = set(labels.values())
+        if image in labels:
+            first, line = labels[image]
+            other = "" if first == positive[0] else f" with other labels ({first} and {positive[0]})"
+            raise DataError(f"{path}: image {image} stands in rows {line} and {number}{other}", hint="keep one row")
+        labels[image] = positive[0], number
+    used = {name for name, _ in labels.values()}
     return tuple(name for name in columns[1:] if name in used), labels
 
 
 def _read_isic(root: Path, labels_csv: Path, classes: Sequence[str] | None) -> Table:
-    own_classes, labels = read_isic_labels(labels_csv)
-    metadata_csv = _find_csv(root, "metadata")
-    metadata = {row.get("image", ""): row for row in _rows(metadata_csv)} if metadata_csv else {}
+    own_classes, labels = _one_hot_rows(labels_csv)
+    metadata = _read_metadata(root)
     files = _image_files(_image_folder(root))
     chosen = _chosen_classes(own_classes, classes)
     samples, missing = [], []
-    for number, (image, name) in enumerate(labels.items(), start=2):
+    for image, (name, number) in labels.items():
         if name not in chosen:
             raise _unknown_class(f"{labels_csv} row {number} (image {image})", name, chosen)
         path = files.get(image)
@@ -151,7 +159,40 @@ def _read_isic(root: Path, labels_csv: Path, classes: Sequence[str] | None) -> T
             f"in {_image_folder(root)}",
             hint="put the image there, or remove the row",
         )
+    _refuse_useless_metadata(root, metadata, any(image in metadata for image in labels))
     return Table(root, tuple(chosen), tuple(samples))
+
+
+def _read_metadata(root: Path) -> dict[str, dict[str, str]]:
+    """{image: row} of the metadata table; empty where there is none.
+
+    What cannot be matched to images is an error and not left out: without its lesions a split would leak.
+    """
+    path = _find_csv(root, "metadata")
+    if path is None:
+        return {}
+    header, rows = _rows(path)
+    if "image" not in header:
+        raise DataError(
+            f"table {path} has no column 'image'", hint="its header must be image,lesion_id; more columns may follow"
+        )
+    metadata: dict[str, dict[str, str]] = {}
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        image = row["image"]
+        if image in metadata:
+            raise DataError(f"{path}: image {image} stands in rows {lines[image]} and {number}", hint="keep one row")
+        metadata[image], lines[image] = row, number
+    return metadata
+
+
+def _refuse_useless_metadata(root: Path, metadata: Mapping[str, object], used: bool) -> None:
+    if metadata and not used:
+        raise DataError(
+            f"table {_find_csv(root, 'metadata')} names none of the images in {root}; "
+            f"its first is {next(iter(metadata))!r}",
+            hint="its column 'image' must hold the names of the images without suffix",
+        )
 
 
 def _sample(image: str, path: Path, label: int, metadata: Mapping[str, str]) -> Sample:
@@ -194,9 +235,9 @@ def _read_class_folders(root: Path, classes: Sequence[str] | None) -> Table:
             hint="see 'Your own images' in the README",
         )
     chosen = _chosen_classes([p.name for p in folders], classes)
-    metadata_csv = _find_csv(root, "metadata")
-    metadata = {row.get("image", ""): row for row in _rows(metadata_csv)} if metadata_csv else {}
+    metadata = _read_metadata(root)
     samples: dict[str, Sample] = {}
+    matched = False
     for folder in folders:
         if folder.name not in chosen:
             raise _unknown_class(f"folder {folder}", folder.name, chosen)
@@ -210,10 +251,13 @@ def _read_class_folders(root: Path, classes: Sequence[str] | None) -> Table:
                 raise DataError(
                     f"{path} and {samples[image].path.name} are both image {image}", hint="remove one of them"
                 )
-            row = metadata.get(relative.as_posix()) or metadata.get(image) or metadata.get(path.stem) or {}
-            samples[image] = _sample(image, path, chosen[folder.name], row)
+            names = (relative.as_posix(), image, path.name, path.stem)
+            row = next((metadata[name] for name in names if name in metadata), None)
+            matched = matched or row is not None
+            samples[image] = _sample(image, path, chosen[folder.name], row or {})
         if len(samples) == before:
             raise DataError(f"class folder {folder} holds no image", hint="remove it, or put images there")
+    _refuse_useless_metadata(root, metadata, matched)
     _refuse_one_picture_in_two_classes(list(samples.values()), tuple(chosen))
     return Table(root, tuple(chosen), tuple(samples.values()))
 

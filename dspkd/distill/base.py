@@ -15,7 +15,7 @@ __all__ = ["Method", "MethodContext", "Settings", "StepInputs"]
 class Settings(BaseModel):
     """Base of every method's own settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dspkd.runtimes import load_model, to_input
 from dspkd.student import Student, load_student, tool_versions
 from dspkd_export.certificate import Images, certify
 from dspkd_export.executorch_target import compile_executorch
+from dspkd_export.golden import describe_model
 from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
 
 __all__ = ["TARGETS", "Target", "export_student"]
@@ -62,6 +63,8 @@ def export_student(
     An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown target or
     precision, and GateError at the end if a certificate failed; that artifact is written too, and marked so.
     """
+    if not targets or not precisions:
+        raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}", hint=f"choose from {', '.join(TARGETS)}")
@@ -102,12 +105,15 @@ def _build(
     certificate = certify(student_classifier(student).run, deployed, images, card.classes, precision, progress)
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     pixels = np.ascontiguousarray(images.pixels[chosen])
+    said = describe_model(card.classes, card.preprocess)
     np.savez_compressed(
         folder / GOLDEN,
         pixels=pixels,
         pytorch=student_classifier(student).run(pixels),
         deployed=deployed[target.files[0]].run(to_input(pixels)),
         image_ids=np.array([images.image_ids[i] for i in chosen], dtype=np.str_),
+        classes=np.array(said["classes"]),
+        preprocess=np.array(said["preprocess"]),
     )
     size = card.preprocess.size
     files = {

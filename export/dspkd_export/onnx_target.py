@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 
 import dspkd
-from dspkd.errors import MissingDependencyError
+from dspkd.errors import MissingDependencyError, VerificationError
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student
+from dspkd_export.golden import describe_model
 
 __all__ = ["STATIC_FILE", "compile_onnx", "metadata_of", "onnx_metadata"]
 
@@ -26,8 +26,7 @@ STATIC_FILE = "model_static.onnx"
 def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
     """What is written into the model itself, so that the file alone still says what its numbers mean."""
     return {
-        "dspkd.classes": json.dumps(list(classes)),
-        "dspkd.preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
+        **{f"dspkd.{key}": text for key, text in describe_model(classes, preprocess).items()},
         "dspkd.input": "float32 NCHW RGB in [0, 1]; normalisation is inside the graph",
         "dspkd.version": dspkd.__version__,
     }
@@ -99,7 +98,15 @@ def _forget_where_it_was_made(model: Any) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """metadata_props of a model file, read without running it."""
-    import onnx
-
-    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
+    """metadata_props of a model file, read without running it. VerificationError if it is no ONNX model."""
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "checking an ONNX artifact needs onnx", hint="pip install 'dspkd[onnx]'"
+        ) from error
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError derives from nothing but Exception
+        raise VerificationError(f"{path} cannot be read as an ONNX model: {error}", hint="export again") from error
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dspkd.artifact import GOLDEN, Artifact, is_artifact_dir, load_artifact
+from dspkd.artifact import CARD, GOLDEN, Artifact, is_artifact_dir, load_artifact
 from dspkd.errors import VerificationError
 from dspkd.runtimes import load_model, to_input
 from dspkd.student import is_student_dir, load_student
 from dspkd_export.certificate import BOUNDS
-from dspkd_export.onnx_target import metadata_of, onnx_metadata
+from dspkd_export.golden import Golden, read_golden
+from dspkd_export.onnx_target import metadata_of
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -60,56 +60,100 @@ def _verify_artifact(folder: Path) -> VerifyReport:
     artifact = load_artifact(folder)
     card = artifact.card
     checks = ["artifact.json is unchanged", f"{len(card.files)} files match their hashes"]
-    if not card.certificate.get("passed"):
+    # The seal covers the manifest only; what it does not list has no hash to be compared with.
+    if GOLDEN not in card.files:
+        raise VerificationError(f"{folder / CARD}: {GOLDEN} is not among its files", hint="export again")
+    if card.precision not in BOUNDS:
         raise VerificationError(
-            f"{folder / 'artifact.json'}: its certificate failed when it was exported",
-            hint="export again, or do not use it",
+            f"{folder / CARD}: unknown precision {card.precision!r}",
+            hint=f"known: {', '.join(BOUNDS)}; or upgrade dspkd",
         )
+    _check_certificate(artifact)
     checks.append(f"the certificate passed on {card.certificate['n']} images")
+    golden = read_golden(folder / GOLDEN)
+    _check_said(artifact, golden.said, GOLDEN)
     if card.target == "onnx":
-        _check_onnx_metadata(artifact)
+        for name in (file for file in card.files if file.endswith(".onnx")):
+            inside = metadata_of(folder / name)
+            _check_said(artifact, {key: inside.get(f"dspkd.{key}", "null") for key in ("classes", "preprocess")}, name)
         checks.append("classes and preprocessing agree with those inside the model")
-    difference = _check_golden(artifact)
+    else:
+        checks.append(f"classes and preprocessing agree with those in {GOLDEN}")
+    difference = _check_answers(artifact, golden)
     checks.append(f"golden answers repeat here (largest difference {difference:.1e})")
     return VerifyReport(folder, "artifact", tuple(checks), difference)
 
 
-def _check_onnx_metadata(artifact: Artifact) -> None:
-    expected = onnx_metadata(artifact.card.classes, artifact.card.preprocess)
-    for name in artifact.card.files:
-        if not name.endswith(".onnx"):
-            continue
-        inside = metadata_of(artifact.path / name)
-        for key, field in (("dspkd.classes", "classes"), ("dspkd.preprocess", "preprocess")):
-            if json.loads(inside.get(key, "null")) != json.loads(expected[key]):
-                raise VerificationError(
-                    f"{artifact.path / 'artifact.json'}: {field} {expected[key]} differ "
-                    f"from those inside {name}: {inside.get(key)}",
-                    hint="the manifest belongs to another model: export again",
-                )
-
-
-def _check_golden(artifact: Artifact) -> float:
-    path = artifact.path / GOLDEN
-    try:
-        with np.load(path, allow_pickle=False) as golden:
-            pixels, expected = golden["pixels"], {name: golden[name] for name in ("pytorch", "deployed")}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise VerificationError(f"{path} cannot be read: {error}", hint="export again") from error
-    size = artifact.card.preprocess.size
-    if pixels.shape[1:] != (size, size, 3) or expected["pytorch"].shape != (len(pixels), len(artifact.card.classes)):
+def _check_certificate(artifact: Artifact) -> None:
+    """That it passed, and that the numbers it carries say so too."""
+    certificate, where = artifact.card.certificate, artifact.path / CARD
+    if certificate.get("passed") is not True:
         raise VerificationError(
-            f"{path}: pixels {pixels.shape} do not fit size {size} and {len(artifact.card.classes)} classes"
+            f"{where}: its certificate failed when it was exported", hint="export again, or do not use it"
+        )
+    least_agreement, largest_difference = BOUNDS[artifact.card.precision]
+    try:
+        holds = (
+            certificate["n"] > 0
+            and certificate["top1_agreement"] >= least_agreement
+            and certificate["max_abs_difference"] <= largest_difference
+        )
+    except (KeyError, TypeError) as error:
+        raise VerificationError(f"{where}: its certificate is malformed: {error}", hint="export again") from error
+    if not holds:
+        raise VerificationError(
+            f"{where}: its certificate says passed, but not its numbers: n = {certificate['n']}, "
+            f"top1_agreement = {certificate['top1_agreement']}, "
+            f"max_abs_difference = {certificate['max_abs_difference']}",
+            hint="export again",
+        )
+
+
+def _check_said(artifact: Artifact, said: dict[str, str], file: str) -> None:
+    """`said`: JSON of classes and preprocessing as `file` has them."""
+    own = artifact.card.model_dump(mode="json")
+    for field, text in said.items():
+        try:
+            agrees = json.loads(text) == own[field]
+        except ValueError:
+            agrees = False
+        if not agrees:
+            raise VerificationError(
+                f"{artifact.path / CARD}: {field} {json.dumps(own[field])} differ from those inside {file}: {text}",
+                hint="the manifest belongs to another model: export again",
+            )
+
+
+def _check_answers(artifact: Artifact, golden: Golden) -> float:
+    path, size, classes = artifact.path / GOLDEN, artifact.card.preprocess.size, len(artifact.card.classes)
+    pixels, answers = golden.pixels, (len(golden.pixels), classes)
+    if (
+        pixels.dtype != np.uint8
+        or not len(pixels)
+        or pixels.shape[1:] != (size, size, 3)
+        or not (golden.pytorch.shape == golden.deployed.shape == answers)
+    ):
+        raise VerificationError(
+            f"{path}: pixels {pixels.shape} {pixels.dtype} and answers {golden.pytorch.shape}, "
+            f"{golden.deployed.shape} do not fit size {size} and {classes} classes",
+            hint="export again",
         )
     _, bound = BOUNDS[artifact.card.precision]
     largest = 0.0
     for name in (file for file in artifact.card.files if file != GOLDEN):
-        got = load_model(artifact.card.target, artifact.path / name).run(to_input(pixels))
-        for origin, answer in expected.items():
+        file = artifact.path / name
+        model = load_model(artifact.card.target, file)
+        try:
+            got = model.run(to_input(pixels))
+        except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
+            raise VerificationError(f"{file} does not run on {GOLDEN}: {error}", hint="export again") from error
+        if got.shape != answers:
+            raise VerificationError(f"{file} gives {got.shape} on {GOLDEN}, expected {answers}", hint="export again")
+        for origin, answer in (("pytorch", golden.pytorch), ("deployed", golden.deployed)):
             difference = float(np.abs(got.astype(np.float64) - answer).max())
             if not difference <= bound:
                 raise VerificationError(
-                    f"{artifact.path / name} does not repeat its golden answers ({origin}): "
+                    f"{file} does not repeat its golden answers ({origin}): "
                     f"largest difference {difference:.2e}, allowed {bound:.0e}",
                     hint="the file, the runtime or this processor computes something else",
                 )

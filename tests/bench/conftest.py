@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dspkd_bench.latency import latency_summary, ratio_of_medians
-from dspkd_bench.report import ReportContent, RunSummary
 
 from dspkd.train.metrics import summarise
+from dspkd_bench.latency import latency_summary, ratio_of_medians
+from dspkd_bench.report import ReportContent, RunSummary
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 NETWORKS = {

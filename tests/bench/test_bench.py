@@ -7,15 +7,15 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
-from dspkd_bench.bench import RESULTS_SCHEMA_VERSION, BenchConfig, run_bench
-from dspkd_bench.latency import StopRule
-from dspkd_bench.memory import measure_memory
-from dspkd_bench.table import results_table
 
 from dspkd.errors import UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import Preprocess
 from dspkd.student import StudentCard, save_student
+from dspkd_bench.bench import RESULTS_SCHEMA_VERSION, BenchConfig, run_bench
+from dspkd_bench.latency import StopRule
+from dspkd_bench.memory import measure_memory
+from dspkd_bench.table import results_table
 
 QUICK = StopRule(warmup_rounds=1, min_rounds=8, max_rounds=8, seconds=0.0)
 CLASSES = ("a", "b", "c")

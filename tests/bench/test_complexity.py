@@ -1,10 +1,10 @@
 """Table 1 of the paper: parameters to the digit, MACs within 3 % (its tool counts normalisation layers too)."""
 
 import pytest
-from dspkd_bench.complexity import count
 from torch import nn
 
 from dspkd.models import create_model
+from dspkd_bench.complexity import count
 
 TABLE_1 = [
     ("res2net101_26w_4s", 8, 43.174, 8.10),

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from dspkd_bench.latency import StopRule, latency_summary, measure_interleaved, median_interval, ratio_of_medians
 
 

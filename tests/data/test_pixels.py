@@ -1,0 +1,186 @@
+"""The cache of decoded pixels, and decoding itself."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dspkd.data import pixels as module
+from dspkd.data.pixels import cached_pixels, default_cache_dir
+from dspkd.data.sources import Sample, Table
+from dspkd.errors import DataError
+from dspkd.preprocess import Preprocess, load_pixels, load_rgb
+
+COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (90, 90, 90)]
+
+
+@pytest.fixture
+def table(tmp_path):
+    samples = []
+    for k, colour in enumerate(COLOURS):
+        path = tmp_path / f"{k}.bmp"
+        Image.new("RGB", (40, 30), colour).save(path)
+        samples.append(Sample(str(k), path, k % 2, str(k)))
+    return Table(tmp_path, ("A", "B"), tuple(samples))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def test_rows_are_in_the_tables_order(table, cache):
+    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    assert array.shape == (4, 16, 16, 3) and array.dtype == np.uint8
+    assert [tuple(row[8, 8]) for row in array] == COLOURS
+    backwards = Table(table.root, table.classes, table.samples[::-1])
+    assert [tuple(row[8, 8]) for row in cached_pixels(backwards, 16, "bilinear", cache_dir=cache)] == COLOURS[::-1]
+
+
+def test_same_pixels_as_a_single_picture(table, cache):
+    array = cached_pixels(table, 20, "bicubic", cache_dir=cache)
+    one = load_pixels(table.samples[2].path, Preprocess(size=20, interpolation="bicubic"))
+    np.testing.assert_array_equal(array[2], one)
+
+
+def test_the_cache_is_made_once_and_cannot_be_written(table, cache, monkeypatch):
+    reports = []
+    first = cached_pixels(table, 16, "bilinear", cache_dir=cache, progress=lambda *report: reports.append(report))
+    assert reports == [(4, 4, "decoding images at 16 px")]
+
+    def refuse(_path):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(module, "load_rgb", refuse)
+    second = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    np.testing.assert_array_equal(first, second)
+    assert len(list(cache.iterdir())) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        second[0] = 0
+
+
+def test_settings_have_caches_of_their_own(table, cache):
+    for size, interpolation in ((16, "bilinear"), (16, "bicubic"), (24, "bilinear")):
+        cached_pixels(table, size, interpolation, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_changed_file_gives_a_new_cache(table, cache):
+    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    path = table.samples[0].path
+    before = path.stat()
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(path)
+    # BMP is not compressed: the size stays, so that the time alone has to tell.
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    assert tuple(array[0, 8, 8]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "missing", "no picture"])
+def test_a_bad_picture_is_named_and_leaves_nothing_behind(table, cache, fault):
+    path = table.root / "bad.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    data = path.read_bytes()
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2] if fault == "truncated" else b"GIF? no.")
+    broken = Table(table.root, table.classes, (*table.samples, Sample("bad", path, 0, "bad")))
+    with pytest.raises(DataError, match=r"bad\.jpg"):
+        cached_pixels(broken, 16, "bilinear", cache_dir=cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPKD_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("DSPKD_CACHE")
+    assert default_cache_dir() == tmp_path / "xdg" / "dspkd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir() == Path.home() / ".cache" / "dspkd"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """The four corners tell where up is; the expected picture is turned here by hand."""
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:8, :16], picture[:8, 16:], picture[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    undo = {  # stored array for an upright `picture`, after the EXIF standard's row/column table
+        1: picture,
+        2: picture[:, ::-1],
+        3: picture[::-1, ::-1],
+        4: picture[::-1],
+        5: picture.transpose(1, 0, 2),
+        6: np.rot90(picture, 1),
+        7: picture[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(picture, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "x.png"
+    Image.fromarray(np.ascontiguousarray(undo)).save(path, exif=exif)
+    np.testing.assert_array_equal(np.asarray(load_rgb(path)), picture)
+
+
+def test_alpha_lies_over_white(tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[..., 3] = (0, 0, 255, 128)
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    row = np.asarray(load_rgb(tmp_path / "x.png"))[0]
+    assert row[0].tolist() == row[1].tolist() == [255, 255, 255]
+    assert row[2].tolist() == [200, 0, 0]
+    np.testing.assert_allclose(row[3], [227, 127, 127], atol=1)
+
+
+def test_a_transparent_palette_colour_is_white(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "x.png", transparency=0)
+    pixels = np.asarray(load_rgb(tmp_path / "x.png"))
+    assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[1, 1].tolist() == [0, 0, 255]
+
+
+def test_grey_and_grey_with_alpha(tmp_path):
+    Image.new("L", (4, 4), 77).save(tmp_path / "l.png")
+    Image.new("LA", (4, 4), (77, 0)).save(tmp_path / "la.png")
+    assert np.unique(np.asarray(load_rgb(tmp_path / "l.png"))).tolist() == [77]
+    assert np.unique(np.asarray(load_rgb(tmp_path / "la.png"))).tolist() == [255]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    values = np.array([[0, 256, 0x7F00, 0xFFFF]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert np.asarray(load_rgb(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 1, 127, 255]
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x\.tif has 32 bits a pixel"):
+        load_rgb(tmp_path / "x.tif")
+
+
+def test_cmyk(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "x.jpg", quality=95)
+    image = load_rgb(tmp_path / "x.jpg")
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image)[8, 8], [255, 0, 0], atol=6)
+
+
+def test_whatever_a_decoder_raises_becomes_a_data_error(tmp_path, monkeypatch):
+    """A byte flipped in EXIF ends in struct.error deep inside Pillow."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+
+    def broken(_image):
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr("dspkd.preprocess.ImageOps.exif_transpose", broken)
+    with pytest.raises(DataError, match=r"x\.png cannot be decoded"):
+        load_rgb(tmp_path / "x.png")

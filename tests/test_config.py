@@ -1,0 +1,200 @@
+"""Configuration: presets, overrides, what a fault says, and that a stored configuration is the one that was used."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dspkd.cli import app
+from dspkd.config import PRESETS, apply_overrides, dsp_kd_stages, load_toml, parse_run_config, to_toml
+from dspkd.errors import ConfigError, UsageError
+
+
+@pytest.fixture
+def values():
+    return {"model": "shufflenet_v2_x1_0", "data": {"root": "set"}, "out": "run", "stages": dsp_kd_stages()}
+
+
+def parsed(values):
+    return parse_run_config(values, origin="test")
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "lr", "weights"),
+    [("default", (120, 120), 0.01, {}), ("matched", (60, 60), 0.01, {}), ("paper_literal", (120, 120), 0.001, (0, 1))],
+)
+def test_presets(values, preset, epochs, lr, weights):
+    first, second = parsed({**values, "stages": dsp_kd_stages(preset)}).stages
+    assert (first.method, second.method) == ("hf_masked_generation", "norm_kd")
+    assert (first.epochs, second.epochs) == epochs
+    assert first.optimizer.lr == second.optimizer.lr == lr
+    if weights:
+        assert (second.settings["cross_entropy_weight"], second.settings["distillation_weight"]) == weights
+    else:
+        assert second.settings == {}
+
+
+def test_epochs_of_a_preset_are_the_total():
+    for preset in PRESETS:
+        assert [s["epochs"] for s in dsp_kd_stages(preset, epochs=7)] == [3, 4]
+    assert [s["optimizer"]["lr"] for s in dsp_kd_stages("paper_literal", lr=0.5)] == [0.5, 0.5]
+
+
+def test_faulty_presets():
+    with pytest.raises(ConfigError, match=r"unknown preset 'fast'.*default, matched, paper_literal"):
+        dsp_kd_stages("fast")
+    with pytest.raises(ConfigError, match="1 epochs cannot be divided over two stages"):
+        dsp_kd_stages(epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "expected"),
+    [
+        ("size=96", ("size",), 96),
+        ("data.balance=0.5", ("data", "balance"), 0.5),
+        ("augment.flips=false", ("augment", "flips"), False),  # a table that did not exist yet
+        ("stages.1.epochs=5", ("stages", 1, "epochs"), 5),
+        ("stages.0.settings.hide=unimportant", ("stages", 0, "settings", "hide"), "unimportant"),
+        ('device="cpu"', ("device",), "cpu"),
+        ("data.root=/a=b/c", ("data", "root"), "/a=b/c"),
+        ('stages=[{method="cross_entropy", epochs=2}]', ("stages",), [{"method": "cross_entropy", "epochs": 2}]),
+        ('stages.0={method="norm_kd", epochs=2}', ("stages", 0), {"method": "norm_kd", "epochs": 2}),
+    ],
+)
+def test_overrides(values, override, path, expected):
+    node = apply_overrides(values, [override])
+    parsed(node)
+    for part in path:
+        node = node[part]
+    assert node == expected
+
+
+def test_an_override_of_one_stage_leaves_the_other(values):
+    apply_overrides(values, ["stages.0.optimizer.lr=0.5"])
+    first, second = parsed(values).stages
+    assert (first.optimizer.lr, second.optimizer.lr) == (0.5, 0.01)
+
+
+def test_the_last_override_wins(values):
+    assert apply_overrides(values, ["size=64", "size=96"])["size"] == 96
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("size", "no '='"),
+        ("=5", "no '='"),
+        ("stages.2.epochs=1", "'2' is no index of a list of 2"),
+        ("stages.2=1", "'2' is no index of a list of 2"),
+        ("stages.-1.epochs=1", "'-1' is no index"),
+        ("stages.first.epochs=1", "'first' is no index"),
+        ("stages.²=1", "'²' is no index"),
+        ("model.name=x", "'name' lies inside a value that is no table"),
+        ("model.name.first=x", "'name' lies inside a value that is no table"),
+    ],
+)
+def test_faulty_overrides(values, override, words):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(values, [override])
+    assert repr(override) in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sise=64", ["sise", "(got 64)"]),
+        ("data.ballance=1", ["data.ballance", "(got 1)"]),
+        ("stages.1.epoch=3", ["stages.1.epoch", "(got 3)"]),
+        ("stages.0.optimizer.learning_rate=1", ["stages.0.optimizer.learning_rate"]),
+        ("stages.1.settings.t=4", ["1.settings.t:", "(got 4)"]),
+        ("stages.1.settings.t_norm=-2", ["1.settings.t_norm:", "greater than 0", "(got -2)"]),
+        ("stages.1.method=magic", ["unknown method 'magic'", "norm_kd"]),
+        ("stages=[]", ["stages", "at least 1"]),
+        ("size=many", ["size", "'many'"]),
+        ("batch_size=1", ["batch_size", "(got 1)"]),
+        ("data.val_fraction=0.5", ["data.val_fraction"]),
+        ("select=first", ["select", "'first'"]),
+        # Both pass a lower bound, and neither can be written into a manifest.
+        ("stages.0.optimizer.gradient_clip=inf", ["stages.0.optimizer.gradient_clip", "finite"]),
+        ("stages.0.settings.threshold=nan", ["0.settings.threshold", "finite"]),
+        ("stages.0.optimizer.lr=1e-6", ["stages.0.optimizer", "min_lr 1e-05 lies above lr 1e-06"]),
+    ],
+)
+def test_a_fault_names_key_and_value(values, override, words):
+    with pytest.raises(ConfigError) as caught:
+        parsed(apply_overrides(values, [override]))
+    message = str(caught.value)
+    assert message.startswith("test: ")
+    for word in words:
+        assert word in message
+    assert "pydantic" not in message and "\n" not in message
+
+
+def test_weights_and_pretrained_exclude_each_other(values):
+    with pytest.raises(ConfigError, match="either weights or pretrained"):
+        parsed({**values, "weights": "w.pth", "pretrained": True})
+
+
+def test_toml_round_trip(values):
+    values |= {
+        "teacher": "a teacher",
+        "augment": {"crop_scale": 0.25},
+        "seed": 3,
+        "data": {"root": 'a "quoted" folder', "cache_dir": "cache"},
+    }
+    values["stages"][0]["settings"] = {"generator_width": 256, "hide": "unimportant"}
+    values["stages"][1]["optimizer"] |= {"warmup_epochs": 0.5, "min_lr": 1e-7}
+    config = parsed(values)
+    text = to_toml(config)
+    assert parse_run_config(tomllib.loads(text), origin="again") == config
+    # Defaults are spelt out, so that a stored run does not change with a later dspkd.
+    assert tomllib.loads(text)["stages"][1]["optimizer"]["momentum"] == 0.9
+
+
+def test_a_setting_that_is_none_survives_the_round_trip(values):
+    values["stages"][0]["settings"] = {"alpha": None, "threshold": 1.5}
+    stage = parse_run_config(tomllib.loads(to_toml(parsed(values))), origin="again").stages[0]
+    assert stage.settings == {"threshold": 1.5}
+
+
+def test_a_configuration_cannot_be_changed(values):
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError, match="frozen"):
+        parsed(values).size = 3
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml does not exist"):
+        load_toml(tmp_path / "nothing.toml")
+    path = tmp_path / "bad.toml"
+    for content in (b"size = ", b"model = '\xff'"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"bad\.toml cannot be read"):
+            load_toml(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "shufflenet_v2_x0_5", "--out", "x"], "no data"),
+        (["train", "shufflenet_v2_x0_5", "--data", "x"], "no --out"),
+        (["train", "shufflenet_v2_x0_5", "--data", "x", "--resume"], "--resume needs --out"),
+        (["train", "shufflenet_v2_x0_5", "--data", "x", "--out", "y", "--set", "size"], "no '='"),
+        (["train", "shufflenet_v2_x0_5", "--data", "x", "--out", "y", "--lr", "0"], "lr"),
+        (["train", "shufflenet_v2_x0_5", "--config", "nothing.toml"], "nothing.toml does not exist"),
+        (["distill", "--data", "x", "--out", "y"], "no teacher"),
+        (["distill", "--data", "x", "--out", "y", "--teacher", "t", "--preset", "fast"], "unknown preset 'fast'"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UsageError), result.exception
+    assert result.exception.exit_code == 2
+    assert words in str(result.exception)
+    assert list(Path().iterdir()) == []
