@@ -9,13 +9,13 @@
 # OUT      where runs, artifacts and results are written
 set -euo pipefail
 data=$1 weights=$2 out=$3
-size=${SIZE:-112} teacher_epochs=${TEACHER_EPOCHS:-10} epochs=${EPOCHS:-12} lr=${LR:-0.02} seeds=${SEEDS:-"0 1 2"}
+size=${SIZE:-96} teacher_epochs=${TEACHER_EPOCHS:-8} epochs=${EPOCHS:-12} lr=${LR:-0.02} seeds=${SEEDS:-"0 1 2"}
 teacher=$out/runs/teacher
 
 dspkd train tf_efficientnet_lite0 --data "$data" --weights "$weights" --size "$size" --epochs "$teacher_epochs" --seed 0 \
   --out "$teacher" --resume
 for seed in $seeds; do
-  # The same split, start, number of updates and learning rate for both.
+  # The same split, start, number of updates and peak learning rate for both.
   dspkd train shufflenet_v2_x1_0 --data "$data" --split "$teacher/split.json" --size "$size" --epochs "$epochs" --lr "$lr" \
     --seed "$seed" --out "$out/runs/alone-$seed" --resume
   dspkd distill --data "$data" --teacher "$teacher" --student shufflenet_v2_x1_0 --size "$size" --preset default \

@@ -146,11 +146,12 @@ def dsp_kd_stages(
 ) -> list[dict[str, Any]]:
     """The two stages of DSP-KD as plain data (methods.md section 10; every choice stands in DECISIONS.md).
 
-    default        120 + 120 epochs, CE in both stages, peak learning rate 0.01
+    default        120 + 120 epochs, CE in both stages, peak learning rate 0.01, then 0.0025
     matched        60 + 60 epochs: the same number of updates as a student trained alone for 120
-    paper_literal  eq. 8 as printed (no CE in stage 2), learning rate 0.001
+    paper_literal  eq. 8 as printed (no CE in stage 2), learning rate 0.001 in both stages
 
-    `epochs` is the total over both stages, `lr` the peak rate of both.
+    `epochs` is the total over both stages, `lr` the peak rate of the first. The second has a quarter of it, since the
+    gradient of NormKD's loss is τ_t, about four, times that of cross-entropy; `paper_literal` has the same in both.
     """
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", hint=f"choose one of {', '.join(PRESETS)}")
@@ -159,10 +160,11 @@ def dsp_kd_stages(
         raise ConfigError(f"{total} epochs cannot be divided over two stages", hint="give at least --epochs 2")
     first = total // 2
     peak = lr if lr is not None else (0.001 if preset == "paper_literal" else 0.01)
+    second_peak = peak if preset == "paper_literal" else peak / 4
     second_settings = {"cross_entropy_weight": 0.0, "distillation_weight": 1.0} if preset == "paper_literal" else {}
     return [
         {"method": "hf_masked_generation", "epochs": first, "settings": {}, "optimizer": {"lr": peak}},
-        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": {"lr": peak}},
+        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": {"lr": second_peak}},
     ]
 
 

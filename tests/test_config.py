@@ -21,14 +21,18 @@ def parsed(values):
 
 
 @pytest.mark.parametrize(
-    ("preset", "epochs", "lr", "weights"),
-    [("default", (120, 120), 0.01, {}), ("matched", (60, 60), 0.01, {}), ("paper_literal", (120, 120), 0.001, (0, 1))],
+    ("preset", "epochs", "rates", "weights"),
+    [
+        ("default", (120, 120), (0.01, 0.0025), {}),
+        ("matched", (60, 60), (0.01, 0.0025), {}),
+        ("paper_literal", (120, 120), (0.001, 0.001), (0, 1)),
+    ],
 )
-def test_presets(values, preset, epochs, lr, weights):
+def test_presets(values, preset, epochs, rates, weights):
     first, second = parsed({**values, "stages": dsp_kd_stages(preset)}).stages
     assert (first.method, second.method) == ("hf_masked_generation", "norm_kd")
     assert (first.epochs, second.epochs) == epochs
-    assert first.optimizer.lr == second.optimizer.lr == lr
+    assert (first.optimizer.lr, second.optimizer.lr) == rates
     if weights:
         assert (second.settings["cross_entropy_weight"], second.settings["distillation_weight"]) == weights
     else:

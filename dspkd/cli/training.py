@@ -19,7 +19,7 @@ DATA = typer.Option(
 SPLIT = typer.Option(None, "--split", help="A stored split.json to reuse.")
 SIZE = typer.Option(None, "--size", help="Side of the network's input in pixels. [default: 224]", min=32)
 BATCH = typer.Option(None, "--batch-size", help="Images per step. [default: 64]", min=2)
-LR = typer.Option(None, "--lr", help="Peak learning rate. [default: 0.01]")
+LR = typer.Option(None, "--lr", help="Peak learning rate; distill: of stage 1, stage 2 has a quarter. [default: 0.01]")
 SEED = typer.Option(None, "--seed", help="Seed of weights, order and augmentation. [default: 0]")
 DEVICE = typer.Option(None, "--device", help="auto, cpu, cuda or mps. [default: auto]")
 PRECISION = typer.Option(None, "--precision", help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")
