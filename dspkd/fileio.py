@@ -21,6 +21,7 @@ __all__ = [
     "canonical_json",
     "ensure_dir",
     "read_sealed_json",
+    "remove_leftovers",
     "seal",
     "sha256_bytes",
     "sha256_file",
@@ -84,6 +85,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing in `folder`. Only for a folder with a single writer."""
+    for path in folder.glob(".*.part*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

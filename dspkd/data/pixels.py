@@ -62,6 +62,10 @@ def _key(table: Table, size: int, interpolation: str) -> str:
 def _fill(path: Path, table: Table, size: int, interpolation: str, progress: Progress | None) -> None:
     shape = (len(table), size, size, 3)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # Takes the space now: a full disk is an error here, and a crash when it is met through the memory map.
+        with path.open("rb+") as f:
+            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
 
     def decode(index: int) -> None:
         array[index] = resize_square(load_rgb(table.samples[index].path), size, interpolation)

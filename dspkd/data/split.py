@@ -72,7 +72,6 @@ def make_split(table: Table, *, seed: int = 0, val: float = 0.1, test: float = 0
         target = share * counts[k]
         # Relative need, so that the small parts get their share of a rare class before the training part takes it all.
         need = (target - placed[:, k]) / np.maximum(target, 1e-9)
-        need[need <= 0] -= 1.0
         choice = int(np.argmax(need))
         parts[choice].extend(table.samples[i].image_id for i in members)
         np.add.at(placed[choice], table.labels[members], 1)

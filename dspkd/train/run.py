@@ -19,8 +19,8 @@ from dspkd.config import RunConfig, StageConfig, load_toml, to_toml
 from dspkd.data.split import save_split
 from dspkd.data.views import BalancedSampler, ViewDataset, make_loader
 from dspkd.distill import METHODS
-from dspkd.errors import CheckpointError, DspkdError, OutputError
-from dspkd.fileio import canonical_json, ensure_dir, sha256_bytes, write_text
+from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
+from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
 from dspkd.models import Architecture, load_weights, pretrained_preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
@@ -58,7 +58,8 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
         return load_student(out)
     if (out / CONFIG_FILE).exists() and not resume:
         raise OutputError(f"{out} already holds a run", hint="add --resume to go on with it, or choose another --out")
-    ensure_dir(out)
+    for folder in (out, (out / LAST).parent):
+        remove_leftovers(ensure_dir(folder))
     with _deterministic(config.deterministic):
         return _Run(config, reporter).carry_out(resume)
 
@@ -97,11 +98,11 @@ class _Run:
         self.config, self.reporter = config, reporter
         accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(config.device)
         if accelerator is None:
-            raise DspkdError(f"unknown device {config.device!r}", hint="use auto, cpu, cuda or mps")
+            raise DeviceError(f"unknown device {config.device!r}", hint="use auto, cpu, cuda or mps")
         try:
             self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
         except (RuntimeError, ValueError) as error:
-            raise DspkdError(
+            raise DeviceError(
                 f"device {config.device!r} cannot be used here: {error}", hint="use --device cpu"
             ) from error
         self.teacher = load_student(config.teacher) if config.teacher else None

@@ -10,12 +10,12 @@ stay the same.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2
 
 __all__ = ["LiveChannelShuffleNet"]
@@ -27,22 +27,23 @@ Wire = tuple[int, int]
 class LiveChannelShuffleNet(nn.Module):
     """(N, 3, H, W) -> logits (N, K), equal to `model` in eval mode up to rounding. `model` is not changed.
 
-    Each unit reads a concatenation of slices; see the module's docstring.
+    Each unit reads a concatenation of slices; see the module's docstring. The batch norms of `model` must have been
+    folded into its convolutions before.
     """
 
     def __init__(self, model: ShuffleNetV2) -> None:
         super().__init__()
         units: list[InvertedResidual] = [u for stage in (model.stage2, model.stage3, model.stage4) for u in stage]
-        self.stem = nn.Sequential(*folded(model.conv1), model.maxpool)
+        self.stem = nn.Sequential(*_copied(model.conv1), model.maxpool)
         self.branches = nn.ModuleList()
         # branch -> the unit it belongs to, in the order in which they run
         self._unit_of = [k for k, unit in enumerate(units) for _ in range(1 if unit.stride == 1 else 2)]
         for unit in units:
             if unit.stride != 1:
-                self.branches.append(folded(unit.branch1))
-            self.branches.append(folded(unit.branch2))
-        self.head_conv = folded(model.conv5)
-        self.classifier = model.fc
+                self.branches.append(_copied(unit.branch1))
+            self.branches.append(_copied(unit.branch2))
+        self.head_conv = _copied(model.conv5)
+        self.classifier = copy.deepcopy(model.fc)
         reads = _channels_read(units)
         self._slices = self._sort_outputs(reads)
         self._permute_inputs(reads)
@@ -128,15 +129,9 @@ def _channels_read(units: Sequence[InvertedResidual]) -> list[list[Wire]]:
     return [*reads, current]
 
 
-def folded(chain: nn.Sequential) -> nn.Sequential:
-    """A copy of `chain` with every batch norm folded into the convolution before it."""
-    layers: list[nn.Module] = []
-    for layer in chain:
-        if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], layer.eval())
-        else:
-            layers.append(layer)
-    return nn.Sequential(*layers)
+def _copied(chain: nn.Sequential) -> nn.Sequential:
+    """A copy of a folded chain, without what stands where its batch norms were."""
+    return nn.Sequential(*(copy.deepcopy(layer) for layer in chain if not isinstance(layer, nn.Identity)))
 
 
 def _convolutions(chain: nn.Module) -> list[nn.Conv2d]:

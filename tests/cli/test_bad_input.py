@@ -273,7 +273,7 @@ def test_unknown_device(refused, lively_student, tiny_data, picture, tmp_path):
     refused(5, "abacus", "eval", lively_student, "--data", tiny_data, "--device", "abacus")
     run = tmp_path / "run"
     # 1 today; errors.py calls for 5.
-    refused((1, 5), "abacus", *TRAIN[:-1], "abacus", "--data", tiny_data, "--out", run)
+    refused(5, "abacus", *TRAIN[:-1], "abacus", "--data", tiny_data, "--out", run)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -24,7 +24,9 @@ def student_of(name, tmp_path, *, seed=0):
     return Student(model.eval(), card, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "timm/resnet18"])
+@pytest.mark.parametrize(
+    "name", ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "timm/resnet18"]
+)
 @torch.no_grad()
 def test_deployed_equals_original_in_float64(name, tmp_path):
     student = student_of(name, tmp_path)

@@ -91,10 +91,12 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_s
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "student.json").exists()
+    (out / "checkpoints" / ".last.pt.killed.part.pt").write_bytes(b"half a checkpoint")
     position = json.loads(read_checkpoint(out / "checkpoints" / "last.pt")["position"])
     assert position["stage"] == stage
     subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=300)
     assert_same_weights(tiny_student, out)
+    assert not list(out.rglob(".*part*"))
     assert without_times(tiny_student) == without_times(out)
 
 
