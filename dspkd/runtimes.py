@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dspkd.errors import MissingDependencyError, VerificationError
+from dspkd.quiet import quiet_native_code
 
 __all__ = ["RUNTIMES", "LoadedModel", "load_model", "to_input"]
 
@@ -66,13 +67,16 @@ def _load_onnx(path: Path, threads: int) -> LoadedModel:
 def _load_executorch(path: Path, threads: int) -> LoadedModel:
     try:
         import torch
-        from executorch.extension.pybindings import portable_lib
+
+        with quiet_native_code():
+            from executorch.extension.pybindings import portable_lib
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "running an ExecuTorch artifact needs executorch", hint="pip install 'dspkd[executorch]'"
         ) from error
-    # XNNPACK takes the size of the thread pool when a program is loaded.
-    portable_lib._unsafe_reset_threadpool(threads)
+    with quiet_native_code():
+        # XNNPACK takes the size of the thread pool when a program is loaded.
+        portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path))
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_overrides(values, override, path, expected):
 def test_an_override_of_one_stage_leaves_the_other(values):
     apply_overrides(values, ["stages.0.optimizer.lr=0.5"])
     first, second = parsed(values).stages
-    assert (first.optimizer.lr, second.optimizer.lr) == (0.5, 0.01)
+    assert (first.optimizer.lr, second.optimizer.lr) == (0.5, 0.0025)
 
 
 def test_the_last_override_wins(values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import dspkd
 from dspkd.errors import MissingDependencyError, VerificationError
 from dspkd.preprocess import Preprocess
+from dspkd.quiet import quiet_native_code
 from dspkd.student import Student
 from dspkd_export.golden import describe_model
 
@@ -61,26 +61,20 @@ def compile_onnx(student: Student, folder: Path, precision: str) -> dict[str, An
 
 def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool) -> Any:
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=["probabilities"],
-                dynamic_shapes=shapes,
-                external_data=False,
-                optimize=True,
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_native_code(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["probabilities"],
+            dynamic_shapes=shapes,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
 
 
 def _forget_where_it_was_made(model: Any) -> None:
