@@ -144,7 +144,7 @@ PRESETS = ("default", "matched", "paper_literal")
 def dsp_kd_stages(
     preset: str = "default", *, epochs: int | None = None, lr: float | None = None
 ) -> list[dict[str, Any]]:
-    """The two stages of DSP-KD as plain data (methods.md section 10; every choice stands in DECISIONS.md).
+    """The two stages of DSP-KD as plain data (every choice stands in DECISIONS.md).
 
     default        120 + 120 epochs, CE in both stages, peak learning rate 0.01, then 0.0025
     matched        60 + 60 epochs: the same number of updates as a student trained alone for 120

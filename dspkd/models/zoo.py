@@ -30,7 +30,7 @@ class LayerNames:
     final: str
 
 
-# methods.md's attachment points. A family is recognised by how its name starts; the longest match wins. Families that
+# Where distillation attaches. A family is recognised by how its name starts; the longest match wins. Families that
 # are not listed are found by `discover_layers`.
 _KNOWN_LAYERS = {
     "torchvision/shufflenet_v2": LayerNames(("maxpool", "stage2", "stage3", "stage4"), "conv5"),

@@ -44,7 +44,8 @@ def describe_model(classes: Sequence[str], preprocess: Preprocess) -> dict[str, 
 def read_golden(path: Path) -> Golden:
     """Raises VerificationError if the file is damaged or lacks an entry."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a file that it has opened itself open when it cannot read it.
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as stored:
             return Golden(
                 stored["pixels"],
                 stored["pytorch"],
