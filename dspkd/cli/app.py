@@ -52,8 +52,15 @@ _VERBS: dict[str, Callable[..., None]] = {
     "bench": measuring.bench,
     "report": measuring.report,
 }
+
+
+def _reflowed(docstring: str) -> str:
+    """Paragraphs without the line ends of the source, which Typer would keep."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
+
+
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name, help=_reflowed(_verb.__doc__ or ""))(_verb)
 
 
 def main() -> None:
