@@ -43,7 +43,7 @@ class DataConfig(_Frozen):
     """A stored split to reuse. None: the teacher's split if there is a teacher, else a new one from `split_seed`."""
     val_fraction: float = Field(default=0.1, gt=0.0, lt=0.5)
     test_fraction: float = Field(default=0.2, gt=0.0, lt=0.5)
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0)
     balance: float = Field(default=1.0, ge=0.0, le=1.0)
     """How far training draws even out the classes: weight count^-balance. 0 is the natural mix, 1 equal classes."""
     workers: int = Field(default=0, ge=0)
@@ -104,7 +104,7 @@ class RunConfig(_Frozen):
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     size: int = Field(default=224, ge=32, le=2048)
     batch_size: int = Field(default=64, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     select: Literal["best", "last"] = "best"
     """Which epoch of the last stage becomes the result: best on validation (balanced accuracy) or the last."""
     device: str = "auto"

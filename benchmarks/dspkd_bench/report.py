@@ -118,11 +118,12 @@ def assign_teachers(runs: Iterable[RunSummary], teacher_sha256: Iterable[str] = 
 
 
 def collect(results: Sequence[Path], runs: Sequence[Path] = ()) -> ReportContent:
-    """Results and runs; without `runs` those PyTorch folders that were measured, where they still lie there."""
+    """Results, `runs`, and those PyTorch folders that were measured, where they still lie there."""
     measured = [read_results(path) for path in results]
     subjects = [subject for result in measured for subject in result["subjects"]]
-    folders = list(runs) or [
-        Path(s["path"]) for s in subjects if s["target"] == "pytorch" and is_student_dir(Path(s["path"]))
+    folders = [
+        *runs,
+        *(Path(s["path"]) for s in subjects if s["target"] == "pytorch" and is_student_dir(Path(s["path"]))),
     ]
     unique = {folder.resolve(): folder for folder in folders}
     teachers = {s["weights_sha256"] for s in subjects if s["role"] == "teacher"}

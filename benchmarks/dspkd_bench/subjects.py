@@ -65,6 +65,10 @@ def _short(architecture: str) -> str:
     return architecture.rpartition("/")[2]
 
 
+def _variant(details: dict[str, Any]) -> str:
+    return ", not rewritten" if details.get("rewrite") is False else ""
+
+
 def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
     import torch
 
@@ -108,7 +112,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
     certificate = card.certificate
     title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
     return Subject(
-        name=f"{_short(card.source['architecture'])} {title} {card.precision}",
+        name=f"{_short(card.source['architecture'])} {title} {card.precision}{_variant(card.details)}",
         path=folder,
         role=_role(source["weights_sha256"], teacher_sha256, source["role"]),
         architecture=source["architecture"],

@@ -51,6 +51,12 @@ def results_table(results: dict[str, Any]) -> RenderableType:
             f"{ratio['parameters']:.1f}x",
             f"{ratio['macs']:.1f}x",
             f"{ratio['file_bytes']:.1f}x",
-            f"{ratio['latency']['ratio']:.1f}x [{low:.1f}, {high:.1f}]",
+            f"{ratio['latency']['ratio']:.1f}x [{low:.1f}, {high:.1f}]{'' if ratio['same_runtime'] else ' *'}",
         )
-    return Group(subjects, ratios)
+    if all(ratio["same_runtime"] for ratio in results["ratios"]):
+        return Group(subjects, ratios)
+    return Group(
+        subjects,
+        ratios,
+        "* on different runtimes, so the runtimes are in it too: export and measure the teacher as well",
+    )

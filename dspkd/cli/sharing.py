@@ -11,9 +11,13 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from dspkd.data.sources import Table
     from dspkd.evaluate import Classifier
     from dspkd.student import Student
     from dspkd.train.reporter import Reporter
+    from dspkd_export.calibration import Calibration
     from dspkd_export.certificate import Images
 
 JSON = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout.")
@@ -22,9 +26,18 @@ JSON = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdo
 def export(
     run: Path = typer.Argument(..., help="A run or student folder."),
     target: str = typer.Option("onnx,executorch", "--target", help="Targets, with commas: onnx, executorch."),
-    precision: str = typer.Option("fp32", "--precision", help="Precisions, with commas: fp32."),
+    precision: str = typer.Option("fp32", "--precision", help="Precisions, with commas: fp32, fp16, int8."),
     out: Path = typer.Option(Path("artifacts"), "--out", help="Artifacts are written to OUT/TARGET-PRECISION."),
     data: Path | None = typer.Option(None, "--data", help="Where the run's images lie now. [default: where they lay]"),
+    calibration_images: int = typer.Option(
+        256, "--calibration-images", min=1, help="int8: images of the training part, evenly over the classes."
+    ),
+    margin: float = typer.Option(
+        0.01, "--margin", min=0.0, max=1.0, help="Balanced accuracy that an artifact may lose against PyTorch."
+    ),
+    rewrite: bool = typer.Option(
+        True, "--rewrite/--no-rewrite", help="Compile the exact, faster form of the network, or the network as it is."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Compile a student, and prove over its whole validation part that it gives the same answers on the target's
@@ -46,6 +59,9 @@ def export(
             precisions=precisions,
             out=out,
             images=validation_images(student, data, reporter),
+            calibration=training_images(student, data, calibration_images, reporter) if "int8" in precisions else None,
+            rewrite=rewrite,
+            margin=margin,
             progress=reporter.progress,
         )
     if as_json:
@@ -54,10 +70,14 @@ def export(
     for artifact in artifacts:
         certificate = artifact.card.certificate
         size = artifact.card.files[artifact.card.model_file].bytes / 1e6
+        balanced = certificate["paired"]["metrics"]["balanced_accuracy"]
+        low, high = balanced["interval"]
         say(
             f"{artifact.path}: {size:.2f} MB, top-1 agreement {certificate['top1_agreement']:.2%} "
             f"on {certificate['n']} images, "
-            f"largest difference {certificate['max_abs_difference']:.1e} ({certificate['runtime']})"
+            f"largest difference {certificate['max_abs_difference']:.1e}, balanced accuracy "
+            f"{balanced['deployed']:.3f} ({balanced['difference']:+.3f} [{low:+.3f}, {high:+.3f}]; "
+            f"{certificate['runtime']})"
         )
     say(f"next: dspkd bench {' '.join(str(a.path) for a in artifacts)} --student {run}")
 
@@ -68,21 +88,9 @@ def _listed(text: str) -> list[str]:
 
 def validation_images(student: Student, data: Path | None, reporter: Reporter) -> Images:
     """The validation part of the student's own split. DataError if the images are gone or are no longer the same."""
-    from dspkd.data.pixels import cached_pixels
-    from dspkd.data.sources import read_table
-    from dspkd.data.split import indices, load_split
     from dspkd_export.certificate import Images
 
-    root = data or Path(student.card.data.get("root", ""))
-    split = student.path / "split.json"
-    if not split.is_file():
-        raise DataError(
-            f"{split} is missing: the validation part is not known", hint="export from the run folder itself"
-        )
-    table = read_table(root, classes=student.card.classes)
-    positions = indices(load_split(split, table), table, "val")
-    preprocess = student.card.preprocess
-    pixels = cached_pixels(table, preprocess.size, preprocess.interpolation, progress=reporter.progress)
+    table, pixels, positions = _part(student, data, "val", reporter)
     return Images(
         pixels[positions],
         table.labels[positions],
@@ -90,6 +98,31 @@ def validation_images(student: Student, data: Path | None, reporter: Reporter) -
         [table.samples[int(i)].group for i in positions],
         "the whole validation part",
     )
+
+
+def training_images(student: Student, data: Path | None, count: int, reporter: Reporter) -> Calibration:
+    """`count` images of the training part of the student's own split, evenly over the classes."""
+    from dspkd_export.calibration import Calibration, stratified_choice
+
+    table, pixels, positions = _part(student, data, "train", reporter)
+    chosen = positions[stratified_choice(table.labels[positions], count)]
+    return Calibration(pixels[chosen], [table.samples[int(i)].image_id for i in chosen])
+
+
+def _part(student: Student, data: Path | None, part: str, reporter: Reporter) -> tuple[Table, np.ndarray, np.ndarray]:
+    """The student's images, their pixels, and the positions of one part of its split."""
+    from dspkd.data.pixels import cached_pixels
+    from dspkd.data.sources import read_table
+    from dspkd.data.split import indices, load_split
+
+    root = data or Path(student.card.data.get("root", ""))
+    split = student.path / "split.json"
+    if not split.is_file():
+        raise DataError(f"{split} is missing: the split is not known", hint="export from the run folder itself")
+    table = read_table(root, classes=student.card.classes)
+    positions = indices(load_split(split, table), table, part)
+    preprocess = student.card.preprocess
+    return table, cached_pixels(table, preprocess.size, preprocess.interpolation, progress=reporter.progress), positions
 
 
 def artifact_classifier(folder: Path) -> Classifier:

@@ -16,8 +16,10 @@ DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or mps, for a model in 
 def evaluate(
     model: Path = MODEL,
     data: Path = typer.Option(..., "--data", help="Labelled images; classes are matched by name."),
-    split: Path | None = typer.Option(None, "--split", help="A stored split.json, with --part."),
-    part: str = typer.Option("all", "--part", help="all, train, val or test."),
+    split: Path | None = typer.Option(None, "--split", help="A stored split.json."),
+    part: str | None = typer.Option(
+        None, "--part", help="all, train, val or test. [default: test with --split, else all]"
+    ),
     predictions: Path | None = typer.Option(None, "--predictions", help="Also write one row per image to this CSV."),
     device: str = DEVICE,
     as_json: bool = JSON,
@@ -29,6 +31,7 @@ def evaluate(
     """
     from dspkd.evaluate import evaluate as judge
 
+    part = part or ("test" if split is not None else "all")
     classifier = open_classifier(model, device=device)
     with reporting() as reporter:
         result = judge(classifier, data, split=split, part=part, progress=reporter.progress)
@@ -36,9 +39,13 @@ def evaluate(
         from dspkd.fileio import write_text
 
         write_text(predictions, result.predictions_csv())
+    learned = _learned_images(model, [sample.image_id for sample in result.samples])
     if as_json:
-        print_json({"model": str(model), "data": str(data), "part": part, **result.metrics})
+        extra = {"model": str(model), "data": str(data), "part": part, "training_images": learned}
+        print_json({**extra, **result.metrics})
         return
+    if learned:
+        say(f"{learned} of these {len(result.samples)} images are among those that the model learned from")
     say(headline(result.metrics))
     for source, own in result.metrics.get("by_source", {}).items():
         say(f"  {source}: {headline(own)}")
@@ -48,6 +55,14 @@ def evaluate(
             f"{name:12s} {row['precision']:9.3f}  {row['recall']:6.3f}  {row['specificity']:11.3f}  {row['f1']:5.3f}  "
             f"{row['support']:6d}"
         )
+
+
+def _learned_images(model: Path, image_ids: list[str]) -> int | None:
+    """How many of the images the model was trained on; None where its folder does not say."""
+    from dspkd.data.split import read_split
+
+    split = model / "split.json"
+    return len(set(read_split(split)["train"]) & set(image_ids)) if split.is_file() else None
 
 
 def predict(

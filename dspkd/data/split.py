@@ -15,7 +15,7 @@ from dspkd.data.sources import Table
 from dspkd.errors import DataError, DspkdError
 from dspkd.fileio import canonical_json, read_sealed_json, sha256_bytes, write_sealed_json
 
-__all__ = ["PARTS", "SPLIT_SCHEMA_VERSION", "Split", "indices", "load_split", "make_split", "save_split"]
+__all__ = ["PARTS", "SPLIT_SCHEMA_VERSION", "Split", "indices", "load_split", "make_split", "read_split", "save_split"]
 
 SPLIT_SCHEMA_VERSION = 1
 PARTS = ("train", "val", "test")
@@ -118,12 +118,17 @@ def save_split(split: Split, path: Path) -> None:
     )
 
 
-def load_split(path: Path, table: Table) -> Split:
-    """A stored split of this very table. Raises DataError if it was made for other images, labels or lesions."""
+def read_split(path: Path) -> dict[str, Any]:
+    """A stored split as it was written, whatever data it belongs to. Raises DataError if it was edited."""
     try:
-        value: dict[str, Any] = read_sealed_json(path, kind="split", schema_version=SPLIT_SCHEMA_VERSION)
+        return read_sealed_json(path, kind="split", schema_version=SPLIT_SCHEMA_VERSION)
     except DspkdError as error:
         raise DataError(error.message, hint=error.hint) from error
+
+
+def load_split(path: Path, table: Table) -> Split:
+    """A stored split of this very table. Raises DataError if it was made for other images, labels or lesions."""
+    value = read_split(path)
     if value["table_sha256"] != table.sha256:
         raise DataError(
             f"split {path} was made for another data set than {table.root} "

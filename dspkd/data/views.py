@@ -146,4 +146,7 @@ def make_loader(dataset: ViewDataset, sampler: BalancedSampler, *, batch_size: i
         drop_last=len(sampler) >= batch_size,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        # A generator of its own: the loader would take its seeds from the global one, which dropout draws from too, at
+        # moments that depend on the number of workers.
+        generator=torch.Generator(),
     )

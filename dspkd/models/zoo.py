@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dspkd.errors import ModelError
 from dspkd.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-__all__ = ["Architecture", "create_model", "pretrained_preprocess"]
+__all__ = ["Architecture", "check_takes", "create_model", "pretrained_preprocess"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,13 @@ class Architecture:
     def _build_torchvision(self, num_classes: int, pretrained: bool) -> nn.Module:
         import torchvision
 
+        # These two answer with auxiliary logits while they train, which no loss here knows.
+        extra = {"aux_logits": False} if self.short_name in ("googlenet", "inception_v3") else {}
         if not pretrained:
             with warnings.catch_warnings():
                 # Inception and GoogLeNet announce a future change of their initialisation; nothing to act on.
                 warnings.simplefilter("ignore", FutureWarning)
-                return torchvision.models.get_model(self.short_name, weights=None, num_classes=num_classes)
+                return torchvision.models.get_model(self.short_name, weights=None, num_classes=num_classes, **extra)
         from dspkd.models.weights import fit_state_dict
 
         source = torchvision.models.get_model(self.short_name, weights="DEFAULT")
@@ -105,6 +107,24 @@ class Architecture:
 def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> nn.Module:
     """`Architecture(name).build(...)`. Raises ModelError for an unknown name."""
     return Architecture(name).build(num_classes, pretrained=pretrained)
+
+
+@torch.no_grad()
+def check_takes(model: nn.Module, name: str, *, size: int, num_classes: int) -> None:
+    """Raises ModelError if `model` does not give (1, num_classes) logits for an image of this size."""
+    training = model.training
+    model.eval()
+    try:
+        logits = model(torch.zeros(1, 3, size, size))
+    except Exception as error:  # every library has its own way of refusing a size
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"{name} does not take {size}x{size} images: {lines[0]}", hint="choose another --size"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise ModelError(f"{name} does not give one row of {num_classes} logits", hint="choose a plain classifier")
 
 
 def _resolve(name: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from dspkd.config import DataConfig
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import Table, read_table
-from dspkd.data.split import Split, indices, load_split, make_split
+from dspkd.data.split import Split, indices, load_split, make_split, read_split
 from dspkd.errors import DataError
 from dspkd.student import Student
 from dspkd.train.reporter import Reporter
@@ -83,7 +83,23 @@ def prepare_data(
             f"teacher {teacher.path} was fitted on another split of {table.root}",
             hint="leave the split out to reuse the teacher's, or fit the teacher on this split",
         )
+    if teacher_split is not None and teacher_split.is_file():
+        _refuse_what_the_teacher_knows(teacher_split, split, table)
     return PreparedData(table=table, split=split, cache_dir=config.cache_dir)
+
+
+def _refuse_what_the_teacher_knows(teacher_split: Path, split: Split, table: Table) -> None:
+    """Also where the student's images are not quite the teacher's: no lesion that the teacher learned may judge."""
+    learned = set(read_split(teacher_split)["train"])
+    lesions = {sample.group for sample in table.samples if sample.image_id in learned}
+    judging = {*split.val, *split.test}
+    known = [s.image_id for s in table.samples if s.image_id in judging and s.group in lesions]
+    if known:
+        raise DataError(
+            f"{len(known)} images of the validation and test part show lesions that the teacher learned from, "
+            f"{known[0]} among them ({teacher_split})",
+            hint="use the images and the split that the teacher was fitted on, or leave out those that it knows",
+        )
 
 
 def _same_table(teacher: Student, table: Table) -> bool:

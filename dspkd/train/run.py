@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dspkd.config import RunConfig, StageConfig, load_toml, to_toml
+from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
 from dspkd.data.split import save_split
 from dspkd.data.views import BalancedSampler, ViewDataset, make_loader
 from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
-from dspkd.models import Architecture, load_weights, pretrained_preprocess
+from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
@@ -49,11 +49,13 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     """Carry out `config` into `config.out`, and return the result as it was stored.
 
     With `resume` a run that was killed goes on from its last finished epoch to the same weights that it would have
-    reached; a finished one is just loaded. Raises OutputError if `out` is taken and `resume` is not given.
+    reached; a finished one is just loaded. Raises OutputError if `out` is taken and `resume` is not given, and
+    CheckpointError if it was made with other settings.
     """
     reporter = reporter or Reporter()
     out = config.out
     if is_student_dir(out) and resume:
+        _check_same_config(config)
         reporter.message(f"{out} is already finished")
         return load_student(out)
     if (out / CONFIG_FILE).exists() and not resume:
@@ -79,6 +81,26 @@ def _fingerprint(config: RunConfig) -> str:
     """Hash of everything that decides the result."""
     values = config.model_dump(mode="json", exclude=_NOT_PART_OF_THE_RESULT)  # type: ignore[arg-type]
     return sha256_bytes(canonical_json(values))
+
+
+def _check_same_config(config: RunConfig) -> None:
+    """For a finished run: its stored configuration must be the one that is asked for now."""
+    stored = parse_run_config(load_toml(config.out / CONFIG_FILE), origin=str(config.out / CONFIG_FILE))
+    if _fingerprint(stored) != _fingerprint(config):
+        raise _other_config(config)
+
+
+def _other_config(config: RunConfig) -> CheckpointError:
+    stored = load_toml(config.out / CONFIG_FILE)
+    changed = sorted(
+        key
+        for key, value in config.model_dump(mode="json", exclude_none=True).items()
+        if stored.get(key) != value and key not in ("out", "device")
+    )
+    return CheckpointError(
+        f"{config.out} was started with another configuration (differs in: {', '.join(changed) or 'data'})",
+        hint="resume with the same settings, or start anew in another --out",
+    )
 
 
 @dataclass(slots=True)
@@ -123,17 +145,17 @@ class _Run:
     def carry_out(self, resume: bool) -> Student:
         config, out = self.config, self.config.out
         resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
-        if resumed is not None:
-            self._check_same_run(resumed)
+        if resumed is not None and resumed["fingerprint"] != _fingerprint(config):
+            raise _other_config(config)
+        for warning in self.data.split.warnings:
+            self.reporter.message(f"warning: {warning}")
+        model = self._initial_model(fresh=resumed is None)
+        self.train_pixels = self.data.pixels(training_size(config.size), self.preprocess.interpolation, self.reporter)
+        self.pixels = self.data.pixels(config.size, self.preprocess.interpolation, self.reporter)
+        # Only now: a start that fails on an image or on the model must not take the folder.
         if not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)
             write_text(out / CONFIG_FILE, to_toml(config))
-        for warning in self.data.split.warnings:
-            self.reporter.message(f"warning: {warning}")
-        self.train_pixels = self.data.pixels(training_size(config.size), self.preprocess.interpolation, self.reporter)
-        self.pixels = self.data.pixels(config.size, self.preprocess.interpolation, self.reporter)
-
-        model = self._initial_model()
         if resumed is not None:
             model.load_state_dict(resumed["student"])
             self.history = json.loads(resumed["history"])
@@ -146,27 +168,16 @@ class _Run:
             self._run_stage(index, model, resumed if index == first else None)
         return self._finish(model)
 
-    def _check_same_run(self, resumed: dict[str, Any]) -> None:
-        if resumed["fingerprint"] == _fingerprint(self.config):
-            return
-        stored = load_toml(self.config.out / CONFIG_FILE)
-        changed = sorted(
-            key
-            for key, value in self.config.model_dump(mode="json", exclude_none=True).items()
-            if stored.get(key) != value and key not in ("out", "device")
-        )
-        raise CheckpointError(
-            f"{self.config.out} was started with another configuration (differs in: {', '.join(changed) or 'data'})",
-            hint="resume with the same settings, or start anew in another --out",
-        )
-
-    def _initial_model(self) -> nn.Module:
+    def _initial_model(self, *, fresh: bool) -> nn.Module:
         config = self.config
         torch.manual_seed(config.seed)
         model = self.architecture.build(len(self.classes), pretrained=config.pretrained)
+        check_takes(model, self.architecture.short_name, size=config.size, num_classes=len(self.classes))
         if config.weights is not None:
-            self.reporter.message(f"{config.weights.name}: {load_weights(model, config.weights)}")
-        elif not config.pretrained:
+            loaded = load_weights(model, config.weights)
+            if fresh:
+                self.reporter.message(f"{config.weights.name}: {loaded}")
+        elif not config.pretrained and fresh:
             self.reporter.message(f"{config.model} starts from random weights")
         return model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
@@ -194,14 +205,17 @@ class _Run:
             momentum=stage.optimizer.momentum,
             weight_decay=stage.optimizer.weight_decay,
         )
-        if resumed is not None and self.position.epoch < stage.epochs:
+        goes_on = resumed is not None and self.position.epoch < stage.epochs
+        if resumed is not None and goes_on:
             method.load_state_dict(resumed["method"])
-            optimizer.load_state_dict(resumed["optimizer"])
-            torch.set_rng_state(resumed["rng"])
-        else:
-            self.position = _Position(stage=index) if resumed is None else self.position
+        elif resumed is None:
+            self.position = _Position(stage=index)
         wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
         task.place_teacher(fabric.device)
+        if resumed is not None and goes_on:
+            # After the parameters have moved to their device, where the optimizer then puts its momentum too.
+            optimizer.load_state_dict(resumed["optimizer"])
+            torch.set_rng_state(resumed["rng"])
         train = self.data.part("train")
         sampler = BalancedSampler(train, self.data.table.labels, balance=config.data.balance, seed=config.seed)
         dataset = ViewDataset(
@@ -222,7 +236,9 @@ class _Run:
                 self._end_epoch(index, epoch, record, model, method, optimizer)
         finally:
             task.close()
+        # The next stage looks at both networks on the CPU before it begins.
         model.to("cpu")
+        task.place_teacher(torch.device("cpu"))
 
     def _train_epoch(self, stage: StageConfig, epoch: int, task: Any, optimizer: Any, loader: Any) -> dict[str, Any]:
         task.train()
@@ -367,5 +383,7 @@ class _Run:
             ("curves.svg", curves_svg({self.architecture.short_name: self.history})),
             ("confusion.svg", confusion_svg(list(self.classes), test["confusion"])),
         ):
-            if picture is not None:
+            if picture is None:
+                self.reporter.message(f"{name} was not drawn: matplotlib is missing (pip install 'dspkd[report]')")
+            else:
                 write_text(self.config.out / name, picture)

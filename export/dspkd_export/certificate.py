@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from dspkd.runtimes import LoadedModel, to_input
+from dspkd_export.bounds import BOUNDS, DEFAULT_MARGIN
+from dspkd_export.comparison import compare_predictions
 
-__all__ = ["BOUNDS", "Images", "certify"]
+__all__ = ["Images", "certify"]
 
 BATCH = 32
-# precision -> (least share of images whose top-1 class agrees, largest difference of a probability)
-BOUNDS: dict[str, tuple[float, float]] = {"fp32": (1.0, 1e-4)}
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[int, int, str], None]
@@ -38,18 +38,23 @@ def certify(
     classes: Sequence[str],
     precision: str,
     progress: Progress | None = None,
+    *,
+    margin: float = DEFAULT_MARGIN,
 ) -> dict[str, Any]:
     """Compare PyTorch with every model file of an artifact over all `images`; the worst file decides.
 
     `student` takes uint8 pixels; `deployed` maps a file's name to the loaded model. The result is JSON: number of
-    images, top-1 agreement, the images whose class flipped, largest and mean difference of a probability, accuracy
-    and balanced accuracy of both, the runtime, the bounds and whether they hold.
+    images, top-1 agreement, the images whose class flipped, largest and mean difference of a probability, the
+    metrics of both with their paired differences, the runtime, the bounds and whether they hold.
+
+    It passes if the bounds of the precision hold and balanced accuracy falls by no more than `margin`. With few images
+    the interval of that difference may reach below the margin; `non_inferiority` says whether it does.
     """
     from dspkd.train.metrics import summarise
 
     reference = np.concatenate([student(images.pixels[i : i + BATCH]) for i in range(0, len(images), BATCH)])
     expected = summarise(images.labels, reference, classes, groups=images.groups)
-    least_agreement, largest_difference = BOUNDS[precision]
+    bound = BOUNDS[precision]
     files = {}
     for name, model in deployed.items():
         parts = []
@@ -59,17 +64,34 @@ def certify(
                 progress(min(start + BATCH, len(images)), len(images), f"certifying {name}")
         files[name] = _compare(reference, np.concatenate(parts), images, classes) | {"runtime": model.runtime}
     worst = min(files.values(), key=lambda f: (f["top1_agreement"], -f["max_abs_difference"]))
+    drops = [f["paired"]["metrics"]["balanced_accuracy"] for f in files.values()]
     keys = ("accuracy", "balanced_accuracy", "macro_f1", "intervals")
     return {
         "images": images.what,
         "n": len(images),
         **worst,
         "pytorch": {key: expected[key] for key in keys},
-        "files": {name: {k: v for k, v in record.items() if k != "deployed"} for name, record in files.items()},
-        "bounds": {"top1_agreement": least_agreement, "max_abs_difference": largest_difference},
+        "files": {
+            name: {k: v for k, v in record.items() if k not in ("deployed", "paired")} for name, record in files.items()
+        },
+        "bounds": {
+            "top1_agreement": bound.top1_agreement,
+            "max_abs_difference": bound.max_abs_difference,
+            "balanced_accuracy_margin": margin,
+        },
+        "non_inferiority": {
+            "margin": margin,
+            "holds": all(drop["difference"] >= -margin for drop in drops),
+            "interval_within_margin": all(drop["interval"][0] >= -margin for drop in drops),
+        },
         "passed": bool(
-            worst["top1_agreement"] >= least_agreement
-            and max(f["max_abs_difference"] for f in files.values()) <= largest_difference
+            worst["top1_agreement"] >= bound.top1_agreement
+            and all(f["finite"] for f in files.values())
+            and (
+                bound.max_abs_difference is None
+                or max(f["max_abs_difference"] for f in files.values()) <= bound.max_abs_difference
+            )
+            and all(drop["difference"] >= -margin for drop in drops)
         ),
     }
 
@@ -82,9 +104,11 @@ def _compare(reference: np.ndarray, got: np.ndarray, images: Images, classes: Se
     difference = np.nan_to_num(np.abs(reference.astype(np.float64) - got.astype(np.float64)), nan=1.0, posinf=1.0)
     summary = summarise(images.labels, got, classes, groups=images.groups)
     return {
+        "finite": bool(np.isfinite(got).all()),
         "max_abs_difference": float(difference.max()),
         "mean_abs_difference": float(difference.mean()),
         "top1_agreement": 1.0 - len(flipped) / len(reference),
         "flipped": [images.image_ids[i] for i in flipped],
         "deployed": {key: summary[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "intervals")},
+        "paired": compare_predictions(images.labels, reference, np.nan_to_num(got), images.groups, classes),
     }

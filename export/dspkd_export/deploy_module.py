@@ -33,12 +33,15 @@ class DeployModule(nn.Module):
         return torch.softmax(self.network((image - self.mean) / self.std), dim=1)
 
 
-def deploy_module(student: Student) -> DeployModule:
+def deploy_module(student: Student, *, rewrite: bool = True) -> DeployModule:
     """A copy of the student ready for a compiler; the student itself is left as it is.
 
-    Everything done here is exact in eval mode, up to rounding.
+    Everything done here is exact in eval mode, up to rounding. `rewrite=False` leaves the network as its library has
+    it, for comparison.
     """
     network = copy.deepcopy(student.model).eval()
+    if not rewrite:
+        return DeployModule(network, student.card.preprocess).eval()
     fold_batch_norms(network)
     if isinstance(network, ShuffleNetV2):
         network = LiveChannelShuffleNet(network)

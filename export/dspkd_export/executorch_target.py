@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dspkd.errors import MissingDependencyError
 from dspkd.quiet import quiet_native_code
-from dspkd.student import Student
+from dspkd_export.job import ExportJob
 
 __all__ = ["compile_executorch"]
 
 
-def compile_executorch(student: Student, folder: Path, precision: str) -> dict[str, Any]:
-    """Write model.pte into `folder`. Returns details for the manifest, the number of delegates among them."""
+def compile_executorch(job: ExportJob) -> dict[str, Any]:
+    """Write model.pte into the job's folder. Returns details for the manifest, the number of delegates among them."""
     try:
         with quiet_native_code():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -28,20 +28,69 @@ def compile_executorch(student: Student, folder: Path, precision: str) -> dict[s
         raise MissingDependencyError(
             f"ExecuTorch export needs {error.name}", hint="pip install 'dspkd[executorch]'"
         ) from error
-    from dspkd_export.deploy_module import deploy_module
 
-    size = student.card.preprocess.size
-    module = deploy_module(student)
+    module: nn.Module = job.module()
+    if job.precision == "fp16":
+        module = _HalfInside(module).eval()
+    calibration = job.calibration_input() if job.precision == "int8" else None
+    example = (torch.zeros(1, 3, job.size, job.size),)
     with quiet_native_code(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exported = torch.export.export(module, (torch.zeros(1, 3, size, size),), strict=False)
+        exported = torch.export.export(module, example, strict=False)
+        if calibration is not None:
+            quantised = _quantise(exported.module(check_guards=False), torch.from_numpy(calibration))
+            exported = torch.export.export(quantised, example, strict=False)
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        info = get_delegation_info(lowered.exported_program().graph_module)
+        graph = lowered.exported_program().graph_module
+        info, outside = get_delegation_info(graph), _nodes_outside(graph)
         program = lowered.to_executorch()
-    (folder / "model.pte").write_bytes(program.buffer)
+    (job.folder / "model.pte").write_bytes(program.buffer)
     return {
         "backend": "XNNPACK",
         "delegates": int(info.num_delegated_subgraphs),
         "delegated_nodes": int(info.num_delegated_nodes),
         "nodes_outside": int(info.num_non_delegated_nodes),
+        "outside": outside,
     }
+
+
+class _HalfInside(nn.Module):
+    """float32 at both ends, half precision between."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.half()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.module(image.half()).float()
+
+
+def _quantise(graph: Any, images: Tensor) -> Any:
+    """Post-training quantisation (PT2E): symmetric, weights per channel, ranges from `images`."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(graph, quantizer)
+    with torch.no_grad():
+        for image in images:
+            prepared(image[None])
+    return convert_pt2e(prepared)
+
+
+def _nodes_outside(graph: Any) -> list[dict[str, str]]:
+    """Operators that the CPU runs by itself, each with the line of model code that it comes from."""
+    found = []
+    for node in graph.graph.nodes:
+        if (
+            node.op != "call_function"
+            or "executorch_call_delegate" in str(node.target)
+            or "getitem" in str(node.target)
+        ):
+            continue
+        trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+        found.append({"operator": str(getattr(node.target, "_name", node.target)), "code": trace[-1] if trace else ""})
+    return found

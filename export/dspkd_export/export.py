@@ -17,23 +17,27 @@ from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
 from dspkd.runtimes import load_model, to_input
-from dspkd.student import Student, load_student, tool_versions
+from dspkd.student import load_student, tool_versions
+from dspkd_export.bounds import DEFAULT_MARGIN
+from dspkd_export.calibration import Calibration
 from dspkd_export.certificate import Images, certify
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
+from dspkd_export.job import ExportJob
 from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
 
 __all__ = ["TARGETS", "Target", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 GOLDEN_IMAGES = 8
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`compile(student, folder, precision)` writes `files` into the folder and returns details for the manifest."""
+    """`compile(job)` writes `files` into the job's folder and returns details for the manifest."""
 
-    compile: Callable[[Student, Path, str], dict[str, Any]]
+    compile: Callable[[ExportJob], dict[str, Any]]
     files: tuple[str, ...]
     """The first one is what runtimes load by default."""
     precisions: tuple[str, ...]
@@ -43,9 +47,9 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "onnx": Target(
-        compile_onnx, ("model.onnx", STATIC_FILE), ("fp32",), "batch", ("onnx", "onnxscript", "onnxruntime")
+        compile_onnx, ("model.onnx", STATIC_FILE), PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")
     ),
-    "executorch": Target(compile_executorch, ("model.pte",), ("fp32",), 1, ("executorch", "torchao")),
+    "executorch": Target(compile_executorch, ("model.pte",), PRECISIONS, 1, ("executorch", "torchao")),
 }
 
 
@@ -56,12 +60,17 @@ def export_student(
     precisions: Sequence[str],
     out: Path,
     images: Images,
+    calibration: Calibration | None = None,
+    rewrite: bool = True,
+    margin: float = DEFAULT_MARGIN,
     progress: Progress | None = None,
 ) -> list[Artifact]:
     """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
 
-    An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown target or
-    precision, and GateError at the end if a certificate failed; that artifact is written too, and marked so.
+    `images` judge; `calibration` sets the ranges of int8 and must be other images. `rewrite=False` compiles the network
+    as its library has it. An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown
+    target or precision and for int8 without calibration, and GateError at the end if a certificate failed; that
+    artifact is written too, and marked so.
     """
     if not targets or not precisions:
         raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
@@ -74,6 +83,13 @@ def export_student(
                     f"target {target} has no precision {precision!r}",
                     hint=f"choose from {', '.join(TARGETS[target].precisions)}",
                 )
+    if "int8" in precisions and calibration is None:
+        raise UsageError("int8 needs calibration images", hint="give images of the training part")
+    if calibration is not None and (seen := set(calibration.image_ids) & set(images.image_ids)):
+        raise UsageError(
+            f"{len(seen)} images are in the calibration and in the certificate, {min(seen)} among them",
+            hint="calibrate on the training part",
+        )
     student = load_student(folder)
     artifacts = []
     for target in targets:
@@ -82,7 +98,8 @@ def export_student(
             if progress:
                 progress(0, 1, f"compiling {destination.name}")
             with atomic_dir(destination) as temporary:
-                _build(student, target, precision, temporary, images, progress)
+                job = ExportJob(student, temporary, precision, rewrite, calibration if precision == "int8" else None)
+                _build(job, target, images, margin, progress)
             artifacts.append(load_artifact(destination))
     failed = [artifact for artifact in artifacts if not artifact.card.certificate["passed"]]
     if failed:
@@ -90,19 +107,24 @@ def export_student(
         raise GateError(
             f"{failed[0].path} does not answer as the student does: "
             f"top-1 agreement {certificate['top1_agreement']:.4f}, "
-            f"largest difference {certificate['max_abs_difference']:.2e} (bounds {certificate['bounds']})",
+            f"largest difference {certificate['max_abs_difference']:.2e}, balanced accuracy "
+            f"{certificate['paired']['metrics']['balanced_accuracy']['difference']:+.4f} "
+            f"(bounds {certificate['bounds']})",
             hint="the artifact is marked as failed; see its certificate for the images",
         )
     return artifacts
 
 
-def _build(
-    student: Student, target_name: str, precision: str, folder: Path, images: Images, progress: Progress | None
-) -> None:
-    target, card = TARGETS[target_name], student.card
-    details = target.compile(student, folder, precision)
+def _build(job: ExportJob, target_name: str, images: Images, margin: float, progress: Progress | None) -> None:
+    target, student, folder, precision = TARGETS[target_name], job.student, job.folder, job.precision
+    card = student.card
+    details = {"rewrite": job.rewrite, **target.compile(job)}
+    if job.calibration is not None:
+        details["calibration"] = job.calibration.describe()
     deployed = {name: load_model(target_name, folder / name) for name in target.files}
-    certificate = certify(student_classifier(student).run, deployed, images, card.classes, precision, progress)
+    certificate = certify(
+        student_classifier(student).run, deployed, images, card.classes, precision, progress, margin=margin
+    )
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     pixels = np.ascontiguousarray(images.pixels[chosen])
     said = describe_model(card.classes, card.preprocess)

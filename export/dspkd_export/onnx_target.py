@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import dspkd
 from dspkd.errors import MissingDependencyError, VerificationError
 from dspkd.preprocess import Preprocess
 from dspkd.quiet import quiet_native_code
-from dspkd.student import Student
 from dspkd_export.golden import describe_model
+from dspkd_export.job import ExportJob
 
 __all__ = ["STATIC_FILE", "compile_onnx", "metadata_of", "onnx_metadata"]
 
 OPSET = 20
 STATIC_FILE = "model_static.onnx"
+CALIBRATION_BATCH = 16
+# The operators of convolutional networks for which eight bits pay. Softmax and what follows it stay in float.
+INT8_OPERATORS = [
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Slice", "Split", "MaxPool", "AveragePool",
+    "GlobalAveragePool", "ReduceMean", "Relu", "Clip",
+]  # fmt: skip
 
 
 def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
@@ -32,29 +40,33 @@ def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str,
     }
 
 
-def compile_onnx(student: Student, folder: Path, precision: str) -> dict[str, Any]:
-    """Write model.onnx (dynamic batch) and model_static.onnx into `folder`. Returns details for the manifest."""
+def compile_onnx(job: ExportJob) -> dict[str, Any]:
+    """Write model.onnx (dynamic batch) and model_static.onnx into the job's folder. Returns details for the
+    manifest.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ModuleNotFoundError as error:
         raise MissingDependencyError(f"ONNX export needs {error.name}", hint="pip install 'dspkd[onnx]'") from error
-    from dspkd_export.deploy_module import deploy_module
-
-    module = deploy_module(student)
-    size = student.card.preprocess.size
-    metadata = onnx_metadata(student.card.classes, student.card.preprocess)
+    module = job.module()
+    metadata = onnx_metadata(job.student.card.classes, job.student.card.preprocess)
+    calibration = job.calibration_input() if job.precision == "int8" else None
     nodes = 0
     for name, dynamic in (("model.onnx", True), (STATIC_FILE, False)):
         # Two images: with one, torch.export may take the batch for the constant 1.
-        example = torch.zeros(2 if dynamic else 1, 3, size, size)
+        example = torch.zeros(2 if dynamic else 1, 3, job.size, job.size)
         program = _quietly_export(module, example, dynamic)
         model = program.model_proto
+        if job.precision == "fp16":
+            model = _to_half(model)
+        if calibration is not None:
+            model = _quantise(model, calibration, batch=CALIBRATION_BATCH if dynamic else 1)
         onnx.helper.set_model_props(model, metadata)
         model.producer_name, model.producer_version = "dspkd", dspkd.__version__
         _forget_where_it_was_made(model)
         onnx.checker.check_model(model)
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        (job.folder / name).write_bytes(model.SerializeToString(deterministic=True))
         nodes = len(model.graph.node)
     return {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE}
 
@@ -75,6 +87,53 @@ def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: boo
             optimize=True,
             verbose=False,
         )
+
+
+def _to_half(model: Any) -> Any:
+    """float16 weights and arithmetic, float32 at both ends and in the softmax."""
+    import onnx_ir
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    with quiet_native_code(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        half = convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax", "Sub", "Div"]
+        )
+    # The converter appends its casts at the end of the graph.
+    sorted_model = onnx_ir.from_proto(half)
+    sorted_model.graph.sort()
+    return onnx_ir.to_proto(sorted_model)
+
+
+def _quantise(model: Any, images: np.ndarray, *, batch: int) -> Any:
+    """Explicit QuantizeLinear/DequantizeLinear pairs: weights int8 per channel, activations uint8 with ranges from
+    `images` (N, 3, H, W).
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter([{"image": images[i : i + batch]} for i in range(0, len(images), batch)])
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as temporary, quiet_native_code(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target = Path(temporary) / "int8.onnx"
+        quantize_static(
+            model,
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=INT8_OPERATORS,
+            extra_options={"WeightSymmetric": True},
+        )
+        return onnx.load(str(target))
 
 
 def _forget_where_it_was_made(model: Any) -> None:

@@ -298,14 +298,43 @@ def test_export_without_the_split_or_the_images(refused, student, tmp_path):
 def test_a_failed_certificate(refused, lively_artifacts, tiny_teacher, tmp_path, monkeypatch):
     """The lively student's model instead of the teacher's own: exit code 3, and verify refuses what was written."""
 
-    def wrong_model(_student, folder, _precision):
-        shutil.copy(lively_artifacts["executorch"] / "model.pte", folder)
+    def wrong_model(job):
+        shutil.copy(lively_artifacts["executorch"] / "model.pte", job.folder)
         return {}
 
     monkeypatch.setitem(TARGETS, "executorch", Target(wrong_model, ("model.pte",), ("fp32",), 1, ()))
     written = tmp_path / "executorch-fp32"
     refused(3, written, "export", tiny_teacher, "--target", "executorch", "--out", tmp_path, "--json")
     refused(4, [written / "artifact.json", "certificate"], "verify", written)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "named"),
+    [("vit_tiny_patch16_224", 64, "64x64"), ("torchvision/vit_b_16", 64, "64x64")],
+)
+def test_a_network_that_does_not_take_the_size(refused, data, tmp_path, model, size, named):
+    out = tmp_path / "run"
+    refused(1, [model.rpartition("/")[2], named], "train", model, "--size", size, "--data", data, "--out", out)
+    assert not (out / "config.toml").exists(), "the folder is taken though nothing began"
+
+
+def test_a_negative_seed(refused, data, tmp_path):
+    refused((1, 2), "seed", *TRAIN, "--seed", "-1", "--data", data, "--out", tmp_path / "run")
+
+
+def test_a_start_that_failed_on_an_image_does_not_take_the_folder(refused, dspkd, data, tmp_path):
+    broken, out = next((data / "images").iterdir()), tmp_path / "run"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    refused(1, broken.name, *TRAIN, "--data", data, "--out", out)
+    broken.write_bytes(whole)
+    code, _, err = dspkd(*TRAIN, "--data", data, "--out", out)
+    assert code == 0, err
+
+
+def test_int8_needs_at_least_one_image_of_each_class(refused, tiny_student, tmp_path):
+    few = ("--precision", "int8", "--calibration-images", "2")
+    refused(2, ["2 calibration images", "3 classes"], "export", tiny_student, "--out", tmp_path, *few)
 
 
 def test_debug_shows_the_traceback(dspkd, tmp_path, monkeypatch):

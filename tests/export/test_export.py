@@ -13,7 +13,8 @@ from dspkd.errors import GateError, UsageError
 from dspkd.runtimes import LoadedModel, load_model, to_input
 from dspkd.student import load_card, load_student, save_student
 from dspkd_export import TARGETS, export_student
-from dspkd_export.certificate import BOUNDS, Images, certify
+from dspkd_export.bounds import BOUNDS
+from dspkd_export.certificate import Images, certify
 from dspkd_export.export import Target
 
 onnx = pytest.importorskip("onnx")
@@ -41,9 +42,9 @@ def snapshot(folder):
 def copying_target(lively_artifacts, monkeypatch):
     """ONNX export that takes no time: it copies the model files of `lively_artifacts`."""
 
-    def copy(_student, folder, _precision):
+    def copy(job):
         for name in FILES["onnx"]:
-            shutil.copy(lively_artifacts["onnx"] / name, folder / name)
+            shutil.copy(lively_artifacts["onnx"] / name, job.folder / name)
         return {}
 
     real = TARGETS["onnx"]
@@ -175,8 +176,8 @@ def test_a_failure_midway_leaves_the_old_artifact(
 
 
 def test_a_failure_midway_leaves_nothing_where_nothing_was(lively_student, lively_images, tmp_path, monkeypatch):
-    def fail(_student, folder, _precision):
-        (folder / "model.onnx").write_bytes(b"half")
+    def fail(job):
+        (job.folder / "model.onnx").write_bytes(b"half")
         raise RuntimeError("midway")
 
     real = TARGETS["onnx"]
@@ -213,7 +214,7 @@ def test_a_failed_certificate_is_a_gate_error_and_marks_the_artifact(
     assert caught.value.exit_code == 3
     certificate = load_artifact(tmp_path / "onnx-fp32").card.certificate
     assert certificate["passed"] is False
-    assert certificate["max_abs_difference"] > BOUNDS["fp32"][1]
+    assert certificate["max_abs_difference"] > BOUNDS["fp32"].max_abs_difference
     # The images that flipped are what one looks at next.
     assert set(certificate["flipped"]) <= set(lively_images.image_ids)
     assert certificate["top1_agreement"] == 1 - len(certificate["flipped"]) / len(lively_images) < 1.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dspkd.config import dsp_kd_stages, to_toml
 from dspkd.errors import CheckpointError, DataError, DspkdError, OutputError
 from dspkd.student import load_student
 from dspkd.train.checkpoint import read_checkpoint
+from dspkd.train.reporter import Reporter
 from dspkd.train.run import run
 
 
@@ -98,6 +100,49 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_s
     assert_same_weights(tiny_student, out)
     assert not list(out.rglob(".*part*"))
     assert without_times(tiny_student) == without_times(out)
+
+
+def test_dropout_neither_depends_on_the_workers_nor_on_a_resume(tiny_data, tmp_path):
+    """Dropout draws from torch's global generator, which a loader would draw from too."""
+
+    def config(name, workers=0):
+        return tiny_config(tiny_data, tmp_path / name, model="mobilenet_v2", workers=workers)
+
+    run(config("whole"))
+    run(config("workers", workers=2))
+    assert_same_weights(tmp_path / "whole", tmp_path / "workers")
+
+    class StopError(Exception):
+        pass
+
+    class StopsAfterOneEpoch(Reporter):
+        def message(self, text):
+            if "cross_entropy 1/2" in text:
+                raise StopError
+
+    with pytest.raises(StopError):
+        run(config("resumed", workers=2), reporter=StopsAfterOneEpoch())
+    run(config("resumed", workers=2), resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_finished_run_is_not_passed_off_as_another_one(tiny_data, tiny_teacher):
+    asked = tiny_config(tiny_data, tiny_teacher, model="timm/resnet18", seed=5)
+    with pytest.raises(CheckpointError, match="seed"):
+        run(asked, resume=True)
+
+
+def test_a_student_is_not_tested_on_lesions_that_its_teacher_learned(tiny_data, tiny_teacher, tmp_path):
+    """Also where the two sets of images are not quite the same."""
+    smaller = shutil.copytree(tiny_data, tmp_path / "data")
+    table = smaller / "GroundTruth.csv"
+    *kept, last = table.read_text().splitlines()
+    table.write_text("\n".join(kept) + "\n")
+    next((smaller / "images").glob(last.split(",")[0] + ".*")).unlink()
+    stages = dsp_kd_stages(epochs=2)
+    with pytest.raises(DataError, match="lesions that the teacher learned from"):
+        other_lesions = {"root": str(smaller), "split_seed": 1}
+        run(tiny_config(smaller, tmp_path / "run", teacher=tiny_teacher, stages=stages, data=other_lesions))
 
 
 def test_a_taken_folder_is_refused_and_a_finished_run_is_loaded(tiny_data, tiny_teacher):

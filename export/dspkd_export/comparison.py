@@ -1,0 +1,113 @@
+"""A deployed model against its original on the same images: paired differences, with intervals over lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["calibration_error", "compare_predictions", "screening_threshold"]
+
+REPETITIONS = 1000
+BINS = 15
+SENSITIVITY = 0.9
+MELANOMA = "MEL"
+
+
+def compare_predictions(
+    labels: np.ndarray,
+    reference: np.ndarray,
+    deployed: np.ndarray,
+    groups: Sequence[str],
+    classes: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Figures of both, and deployed minus reference with a 95 % percentile interval that resamples lesions.
+
+    labels (N,), probabilities (N, K), `groups` one lesion id per image. Metrics: accuracy, balanced accuracy,
+    expected calibration error (15 bins of the top-1 probability) and, where a class is called MEL, its sensitivity and
+    specificity at one fixed threshold: the one at which `reference` finds 90 % of the melanomas.
+    """
+    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    draws = np.random.Generator(np.random.PCG64(seed)).multinomial(
+        group_of.max() + 1, np.full(group_of.max() + 1, 1 / (group_of.max() + 1)), size=REPETITIONS
+    )
+    # Row 0 counts every lesion once: the figures themselves.
+    weights = np.vstack([np.ones(group_of.max() + 1), draws])[:, group_of]
+    threshold = screening_threshold(labels, reference, classes)
+    before = _metrics(labels, reference, weights, classes, threshold)
+    after = _metrics(labels, deployed, weights, classes, threshold)
+    result: dict[str, Any] = {
+        "method": f"paired, 95 % percentile bootstrap over lesions, {REPETITIONS} repetitions",
+        "melanoma_threshold": threshold,
+        "metrics": {},
+    }
+    for name, values in before.items():
+        difference = after[name] - values
+        low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
+        result["metrics"][name] = {
+            "pytorch": float(values[0]),
+            "deployed": float(after[name][0]),
+            "difference": float(difference[0]),
+            "interval": [float(low), float(high)],
+        }
+    return result
+
+
+def screening_threshold(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> float | None:
+    """A threshold on the probability of MEL that finds 90 % of the melanomas; None without any.
+
+    It lies halfway between the last score that must be found and the next lower one of any image, so that rounding
+    moves no image over it.
+    """
+    if MELANOMA not in classes:
+        return None
+    scores = probabilities[:, list(classes).index(MELANOMA)]
+    melanomas = np.sort(scores[labels == list(classes).index(MELANOMA)])
+    if not len(melanomas):
+        return None
+    last = melanomas[int(np.floor((1 - SENSITIVITY) * len(melanomas)))]
+    return float((last + scores[scores < last].max(initial=0.0)) / 2)
+
+
+def _metrics(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weights: np.ndarray,
+    classes: Sequence[str],
+    threshold: float | None,
+) -> dict[str, np.ndarray]:
+    """Each metric for each row of `weights` (R, N), which says how often an image counts."""
+    hits = (probabilities.argmax(1) == labels).astype(float)
+    support, right = (
+        np.stack([(weights * what)[:, labels == k].sum(1) for k in range(len(classes))], axis=1)
+        for what in (np.ones(len(labels)), hits)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = right / support  # NaN where a draw has no image of the class
+        metrics = {
+            "accuracy": right.sum(1) / support.sum(1),
+            "balanced_accuracy": np.nanmean(recall, axis=1),
+            "calibration_error": _calibration_errors(probabilities, hits, weights),
+        }
+        if threshold is not None:
+            melanoma = labels == list(classes).index(MELANOMA)
+            flagged = probabilities[:, list(classes).index(MELANOMA)] >= threshold
+            metrics["melanoma_sensitivity"] = (weights * (flagged & melanoma)).sum(1) / (weights * melanoma).sum(1)
+            metrics["melanoma_specificity"] = (weights * (~flagged & ~melanoma)).sum(1) / (weights * ~melanoma).sum(1)
+    return metrics
+
+
+def _calibration_errors(probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    confidence = probabilities.max(1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [np.abs((weights * (hits - confidence))[:, bins == k].sum(1)) for k in range(BINS)]
+    return np.sum(gaps, axis=0) / weights.sum(1)
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error of the top-1 probability, 15 equal bins (Guo et al. 2017, equation 5)."""
+    hits = (probabilities.argmax(1) == labels).astype(float)
+    return float(_calibration_errors(probabilities, hits, np.ones((1, len(labels))))[0])
