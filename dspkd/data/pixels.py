@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dspkd.data.sources import Table
+from dspkd.errors import DataError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
 from dspkd.preprocess import Preprocess, load_rgb, resize_square
 
@@ -68,7 +69,13 @@ def _fill(path: Path, table: Table, size: int, interpolation: str, progress: Pro
             os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
 
     def decode(index: int) -> None:
-        array[index] = resize_square(load_rgb(table.samples[index].path), size, interpolation)
+        sample = table.samples[index]
+        try:
+            array[index] = resize_square(load_rgb(sample.path), size, interpolation)
+        except DataError as error:
+            if sample.listed is None:
+                raise
+            raise DataError(f"{sample.listed}: {error.message}", hint=error.hint) from error
 
     # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
     # processes.

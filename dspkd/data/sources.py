@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Sample:
     label: int
     group: str
     source: str | None = None
+    listed: str | None = field(default=None, compare=False)
+    """File and row that gave the label, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def _read_isic(root: Path, labels_csv: Path, classes: Sequence[str] | None) -> T
         if path is None:
             missing.append((number, image))
             continue
-        samples.append(_sample(image, path, chosen[name], metadata.get(image, {})))
+        listed = f"{labels_csv} row {number}"
+        samples.append(_sample(image, path, chosen[name], metadata.get(image, {}), listed))
     if missing:
         number, image = missing[0]
         raise DataError(
@@ -195,9 +198,9 @@ def _refuse_useless_metadata(root: Path, metadata: Mapping[str, object], used: b
         )
 
 
-def _sample(image: str, path: Path, label: int, metadata: Mapping[str, str]) -> Sample:
+def _sample(image: str, path: Path, label: int, metadata: Mapping[str, str], listed: str | None = None) -> Sample:
     lesion = metadata.get("group_id") or metadata.get("lesion_id") or f"image:{image}"
-    return Sample(image, path, label, lesion, metadata.get("source") or None)
+    return Sample(image, path, label, lesion, metadata.get("source") or None, listed)
 
 
 def _image_folder(root: Path) -> Path:

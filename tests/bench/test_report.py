@@ -9,8 +9,10 @@ import pytest
 
 from dspkd.errors import DataError
 from dspkd.figures import confusion_svg, curves_svg
+from dspkd.student import load_card
 from dspkd_bench.charts import Point, Series, line_chart, log_ticks, nice_ticks, scatter_chart
 from dspkd_bench.report import ReportContent, assign_teachers, collect, read_results, render_report, write_report
+from dspkd_bench.report_view import view
 
 pytest.importorskip("jinja2")
 VOID = {"meta", "link", "br", "img"}
@@ -233,3 +235,24 @@ def test_pictures_of_a_run_folder(report_data):
     assert matrix.startswith("<svg")
     assert "MEL" in matrix
     assert curves == curves_svg({run.name: run.history})
+
+
+def test_the_measured_runs_stay_when_more_are_given(tiny_student, tiny_teacher, tmp_path, results):
+    """`--run runs/alone` adds a run; teacher and student that were measured must not vanish from the page."""
+    measured = json.loads(json.dumps(results))
+    network = next(s for s in measured["subjects"] if s["target"] == "pytorch")
+    network["path"] = str(tiny_student)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(measured))
+    content = collect([path], [tiny_teacher])
+    weights = {load_card(folder).weights_sha256 for folder in (tiny_student, tiny_teacher)}
+    assert {run.card["weights_sha256"] for run in content.runs} == weights
+
+
+def test_no_speed_is_claimed_across_runtimes(report_data, results):
+    measured = json.loads(json.dumps(results))
+    for ratio in measured["ratios"]:
+        ratio["same_runtime"] = False
+    tiles = view(replace(report_data, results=[measured]))["tiles"]
+    assert [tile["label"] for tile in tiles if tile["label"] == "faster"] == []
+    assert any(tile["label"] == "fewer parameters" for tile in tiles)

@@ -326,7 +326,7 @@ def test_a_start_that_failed_on_an_image_does_not_take_the_folder(refused, dspkd
     broken, out = next((data / "images").iterdir()), tmp_path / "run"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
-    refused(1, broken.name, *TRAIN, "--data", data, "--out", out)
+    refused(1, [broken.name, "GroundTruth.csv row "], *TRAIN, "--data", data, "--out", out)
     broken.write_bytes(whole)
     code, _, err = dspkd(*TRAIN, "--data", data, "--out", out)
     assert code == 0, err

@@ -236,3 +236,20 @@ def test_distill_fits_a_teacher_on_the_data_that_set_describes(dspkd, tiny_data,
         assert json.loads((folder / "split.json").read_text())["seed"] == 7
         assert load_card(folder).config["data"]["split_seed"] == 7
     assert load_card(out / "teacher").role == "baseline"
+
+
+def test_a_split_alone_means_its_test_part(dspkd, tiny_student, tiny_data):
+    split = tiny_student / "split.json"
+    judged = {}
+    for name, flags in {"alone": (), "test": ("--part", "test"), "train": ("--part", "train")}.items():
+        code, out, _ = dspkd("eval", tiny_student, "--data", tiny_data, "--split", split, *flags, "--json")
+        assert code == 0
+        judged[name] = json.loads(out)
+    assert judged["alone"] == judged["test"]
+    assert judged["alone"]["training_images"] == 0
+    assert judged["train"]["training_images"] == judged["train"]["n"] > 0
+
+
+def test_judging_on_training_images_is_said(dspkd, tiny_student, tiny_data):
+    _, out, _ = dspkd("eval", tiny_student, "--data", tiny_data)
+    assert "the model learned from" in out.splitlines()[0]
