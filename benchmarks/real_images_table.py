@@ -15,6 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 REPETITIONS = 2000
+KINDS = {
+    "alone": "student alone",
+    "student": "student distilled",
+    "short2": "student distilled, short stage 2",
+}
 
 
 def main(out: Path) -> None:
@@ -25,14 +30,17 @@ def main(out: Path) -> None:
     print("| run | balanced accuracy, test | accuracy | macro-F1 | chosen epoch |")
     print("|---|---|---|---|---|")
     print_run("teacher", teacher)
-    for kind, label in (("alone", "student alone"), ("student", "student distilled")):
+    kinds = {kind: label for kind, label in KINDS.items() if (out / "runs" / f"{kind}-{seeds[-1]}").is_dir()}
+    for kind, label in kinds.items():
         cards = [read_card(out / "runs" / f"{kind}-{seed}") for seed in seeds]
         for seed, card in zip(seeds, cards, strict=True):
             print_run(f"{label}, seed {seed}", card)
         scores = np.array([card["metrics"]["test"]["balanced_accuracy"] for card in cards])
         print(f"| **{label}, mean** | **{scores.mean():.3f}** (seeds' deviation {scores.std(ddof=1):.3f}) | | | |")
     print()
-    print(gain_sentence(out, seeds))
+    for kind in kinds:
+        if kind != "alone":
+            print(gain_sentence(out, seeds, kind))
     print_certificates(out)
     print_bench(json.loads((out / "results.json").read_text(encoding="utf-8")))
 
@@ -50,9 +58,9 @@ def print_run(label: str, card: dict[str, Any]) -> None:
     )
 
 
-def gain_sentence(out: Path, seeds: list[str]) -> str:
+def gain_sentence(out: Path, seeds: list[str], kind: str) -> str:
     """Distilled minus alone, mean over the seeds, with an interval that resamples the lesions of the test part."""
-    rows = {name: read_predictions(out / "runs" / name) for s in seeds for name in (f"alone-{s}", f"student-{s}")}
+    rows = {name: read_predictions(out / "runs" / name) for s in seeds for name in (f"alone-{s}", f"{kind}-{s}")}
     lesions, labels, _ = rows[f"alone-{seeds[0]}"]
     groups, members = np.unique(lesions, return_inverse=True)
     classes, truth = np.unique(labels, return_inverse=True)
@@ -64,17 +72,17 @@ def gain_sentence(out: Path, seeds: list[str]) -> str:
         def balanced(name: str) -> float:
             return float(np.mean(np.bincount(truth, weights * hits[name], len(classes)) / support))
 
-        return float(np.mean([balanced(f"student-{seed}") - balanced(f"alone-{seed}") for seed in seeds]))
+        return float(np.mean([balanced(f"{kind}-{seed}") - balanced(f"alone-{seed}") for seed in seeds]))
 
     rng = np.random.default_rng(0)
     even = np.full(len(groups), 1 / len(groups))
     draws = [gain(rng.multinomial(len(groups), even)[members].astype(float)) for _ in range(REPETITIONS)]
     low, high = np.percentile(draws, [2.5, 97.5])
     mean = gain(np.ones(len(labels)))
-    each = ", ".join(f"{score(rows, hits, f'student-{s}') - score(rows, hits, f'alone-{s}'):+.3f}" for s in seeds)
+    each = ", ".join(f"{score(rows, hits, f'{kind}-{s}') - score(rows, hits, f'alone-{s}'):+.3f}" for s in seeds)
     return (
-        f"Distilled minus alone, test balanced accuracy: **{mean:+.3f}** on average over the seeds ({each}); "
-        f"95 % interval of the average over lesions [{low:+.3f}, {high:+.3f}] "
+        f"{KINDS[kind].capitalize()} minus alone, test balanced accuracy: **{mean:+.3f}** on average over the "
+        f"seeds ({each}); 95 % interval of the average over lesions [{low:+.3f}, {high:+.3f}] "
         f"({REPETITIONS} bootstrap repetitions, paired).\n"
     )
 
