@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from dspkd.train.metrics import lesion_draws, weighted_headline
 
 REPETITIONS = 2000
 KINDS = {
@@ -62,34 +63,25 @@ def gain_sentence(out: Path, seeds: list[str], kind: str) -> str:
     """Distilled minus alone, mean over the seeds, with an interval that resamples the lesions of the test part."""
     rows = {name: read_predictions(out / "runs" / name) for s in seeds for name in (f"alone-{s}", f"{kind}-{s}")}
     lesions, labels, _ = rows[f"alone-{seeds[0]}"]
-    groups, members = np.unique(lesions, return_inverse=True)
-    classes, truth = np.unique(labels, return_inverse=True)
-    hits = {name: (predicted == labels).astype(float) for name, (_, _, predicted) in rows.items()}
+    classes = np.unique(labels)
+    truth = np.searchsorted(classes, labels)
+    group_index, draws = lesion_draws(lesions.tolist(), REPETITIONS)
+    # Row 0 counts every lesion once: the figure itself.
+    weights = np.vstack([np.ones(draws.shape[1], dtype=draws.dtype), draws])
 
-    def gain(weights: npt.NDArray[np.float64]) -> float:
-        support = np.bincount(truth, weights, len(classes))
+    def balanced(name: str) -> np.ndarray:
+        predictions = np.searchsorted(classes, rows[name][2])
+        return weighted_headline(truth, predictions, group_index, weights, len(classes))["balanced_accuracy"]
 
-        def balanced(name: str) -> float:
-            return float(np.mean(np.bincount(truth, weights * hits[name], len(classes)) / support))
-
-        return float(np.mean([balanced(f"{kind}-{seed}") - balanced(f"alone-{seed}") for seed in seeds]))
-
-    rng = np.random.default_rng(0)
-    even = np.full(len(groups), 1 / len(groups))
-    draws = [gain(rng.multinomial(len(groups), even)[members].astype(float)) for _ in range(REPETITIONS)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    mean = gain(np.ones(len(labels)))
-    each = ", ".join(f"{score(rows, hits, f'{kind}-{s}') - score(rows, hits, f'alone-{s}'):+.3f}" for s in seeds)
+    gains = np.array([balanced(f"{kind}-{seed}") - balanced(f"alone-{seed}") for seed in seeds])
+    mean = gains.mean(0)
+    low, high = np.percentile(mean[1:], [2.5, 97.5])
+    each = ", ".join(f"{gain:+.3f}" for gain in gains[:, 0])
     return (
-        f"{KINDS[kind].capitalize()} minus alone, test balanced accuracy: **{mean:+.3f}** on average over the "
+        f"{KINDS[kind].capitalize()} minus alone, test balanced accuracy: **{mean[0]:+.3f}** on average over the "
         f"seeds ({each}); 95 % interval of the average over lesions [{low:+.3f}, {high:+.3f}] "
         f"({REPETITIONS} bootstrap repetitions, paired).\n"
     )
-
-
-def score(rows: dict[str, Any], hits: dict[str, Any], name: str) -> float:
-    labels = rows[name][1]
-    return float(np.mean([hits[name][labels == k].mean() for k in np.unique(labels)]))
 
 
 def read_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,17 +97,13 @@ def print_certificates(out: Path) -> None:
     for path in sorted((out / "artifacts").glob("*/*/artifact.json")):
         card = json.loads(path.read_text(encoding="utf-8"))
         certificate = card["certificate"]
-        size = model_bytes(path.parent)
+        size = card["files"][card["model_file"]]["bytes"]
         print(
             f"| {path.parent.parent.name} {certificate['runtime']} | {size / 1e6:.2f} | {certificate['n']} "
             f"| {certificate['top1_agreement']:.2%} | {certificate['max_abs_difference']:.1e} "
             f"| {certificate['mean_abs_difference']:.1e} |"
         )
     print()
-
-
-def model_bytes(folder: Path) -> int:
-    return next(path for name in ("model.onnx", "model.pte") if (path := folder / name).is_file()).stat().st_size
 
 
 def print_bench(results: dict[str, Any]) -> None:

@@ -1,46 +1,59 @@
-"""Silence for libraries that talk on stderr while they load, so that what is left on the terminal is worth reading."""
+"""Silence for libraries that talk while they load, so that what is left on the terminal is worth reading."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_native_code"]
+__all__ = ["quiet_libraries"]
 
 
 @contextmanager
-def quiet_native_code() -> Iterator[None]:
-    """Keep log lines of native code (file descriptor 2) and of Python's logging below ERROR from the terminal.
+def quiet_libraries() -> Iterator[None]:
+    """Keep off the terminal what libraries say while they load or compile: native code's lines (file descriptor 2),
+    Python's warnings and logging below ERROR, and what they print.
 
-    What was written is shown after all if the block raises. `DSPKD_DEBUG=1` switches the silence off.
+    The lines of native code are shown after all if the block raises. `DSPKD_DEBUG=1` shows everything, on stderr.
     """
     if os.environ.get("DSPKD_DEBUG"):
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
         return
     previous = logging.root.manager.disable
     logging.disable(max(previous, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _native_stderr_held_back():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+@contextmanager
+def _native_stderr_held_back() -> Iterator[None]:
     sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:  # a process without a stderr has nothing to be kept silent
-        kept = -1
+        yield
+        return
     with tempfile.TemporaryFile() as sink:
-        if kept >= 0:
-            os.dup2(sink.fileno(), 2)
+        os.dup2(sink.fileno(), 2)
         failed = True
         try:
             yield
             failed = False
         finally:
-            logging.disable(previous)
             sys.stderr.flush()
-            if kept >= 0:
-                os.dup2(kept, 2)
-                os.close(kept)
-                if failed:
-                    sink.seek(0)
-                    os.write(2, sink.read())
+            os.dup2(kept, 2)
+            os.close(kept)
+            if failed:
+                sink.seek(0)
+                os.write(2, sink.read())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dspkd.errors import MissingDependencyError, VerificationError
-from dspkd.quiet import quiet_native_code
+from dspkd.quiet import quiet_libraries
 
 __all__ = ["RUNTIMES", "LoadedModel", "load_model", "to_input"]
 
@@ -68,13 +68,13 @@ def _load_executorch(path: Path, threads: int) -> LoadedModel:
     try:
         import torch
 
-        with quiet_native_code():
+        with quiet_libraries():
             from executorch.extension.pybindings import portable_lib
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "running an ExecuTorch artifact needs executorch", hint="pip install 'dspkd[executorch]'"
         ) from error
-    with quiet_native_code():
+    with quiet_libraries():
         # XNNPACK takes the size of the thread pool when a program is loaded.
         portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path))

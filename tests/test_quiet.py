@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from dspkd.quiet import quiet_native_code
+from dspkd.quiet import quiet_libraries
 
 
 def test_nothing_reaches_the_terminal(capfd):
-    with quiet_native_code():
+    with quiet_libraries():
         os.write(2, b"chatter of a library\n")
         logging.getLogger("library").warning("more chatter")
     logging.getLogger("library").warning("a real warning")
@@ -17,7 +17,7 @@ def test_nothing_reaches_the_terminal(capfd):
 
 
 def test_it_is_replayed_if_the_block_raises(capfd):
-    with pytest.raises(RuntimeError), quiet_native_code():
+    with pytest.raises(RuntimeError), quiet_libraries():
         os.write(2, b"why it failed\n")
         raise RuntimeError
     os.write(2, b"afterwards\n")
@@ -25,7 +25,7 @@ def test_it_is_replayed_if_the_block_raises(capfd):
 
 
 def test_logging_is_as_before(caplog):
-    with quiet_native_code():
+    with quiet_libraries():
         pass
     logging.getLogger("library").warning("a real warning")
     assert "a real warning" in caplog.text
@@ -33,6 +33,6 @@ def test_logging_is_as_before(caplog):
 
 def test_debug_shows_everything(capfd, monkeypatch):
     monkeypatch.setenv("DSPKD_DEBUG", "1")
-    with quiet_native_code():
+    with quiet_libraries():
         os.write(2, b"chatter\n")
     assert capfd.readouterr().err == "chatter\n"

@@ -62,6 +62,30 @@ def _headline(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def lesion_draws(groups: Sequence[str], repetitions: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A bootstrap that resamples lesions: the lesion of each image (N,), and how often each lesion counts in each
+    repetition (R, G).
+
+    Images of one lesion succeed and fail together; an interval that resamples images is too narrow.
+    """
+    names, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return group_index, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repetitions)
+
+
+def weighted_headline(
+    labels: np.ndarray, predictions: np.ndarray, group_index: np.ndarray, weights: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
+    """The headline metrics, each (R,), for each row of `weights` (R, G): how often each lesion counts.
+
+    labels, predictions and group_index are (N,).
+    """
+    per_group = np.zeros((weights.shape[1], num_classes * num_classes), dtype=np.float32)
+    np.add.at(per_group, (group_index, np.asarray(labels) * num_classes + np.asarray(predictions)), 1)
+    matrices = (weights.astype(np.float32) @ per_group).reshape(len(weights), num_classes, num_classes)
+    return _headline(np.rint(matrices))
+
+
 def bootstrap_intervals(
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -72,21 +96,12 @@ def bootstrap_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Percentile intervals of the headline metrics, resampling lesions and not images.
-
-    Images of one lesion succeed and fail together; an interval that resamples images is too narrow.
-    """
-    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
-    num_groups = int(group_index.max()) + 1
-    per_group = np.zeros((num_groups, num_classes * num_classes), dtype=np.float32)
-    np.add.at(per_group, (group_index, np.asarray(labels) * num_classes + np.asarray(predictions)), 1)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    weights = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=repetitions)
-    matrices = (weights.astype(np.float32) @ per_group).reshape(repetitions, num_classes, num_classes)
+    """Percentile intervals of the headline metrics over `lesion_draws`."""
+    group_index, weights = lesion_draws(groups, repetitions, seed=seed)
     tail = 100 * (1 - level) / 2
     return {
         name: [float(v) for v in np.percentile(values, [tail, 100 - tail])]
-        for name, values in _headline(np.rint(matrices)).items()
+        for name, values in weighted_headline(labels, predictions, group_index, weights, num_classes).items()
     }
 
 

@@ -54,12 +54,15 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     """
     reporter = reporter or Reporter()
     out = config.out
-    if is_student_dir(out) and resume:
+    if (out / CONFIG_FILE).exists():
+        if not resume:
+            raise OutputError(
+                f"{out} already holds a run", hint="add --resume to go on with it, or choose another --out"
+            )
         _check_same_config(config)
+    if is_student_dir(out) and resume:
         reporter.message(f"{out} is already finished")
         return load_student(out)
-    if (out / CONFIG_FILE).exists() and not resume:
-        raise OutputError(f"{out} already holds a run", hint="add --resume to go on with it, or choose another --out")
     for folder in (out, (out / LAST).parent):
         remove_leftovers(ensure_dir(folder))
     with _deterministic(config.deterministic):
@@ -84,7 +87,7 @@ def _fingerprint(config: RunConfig) -> str:
 
 
 def _check_same_config(config: RunConfig) -> None:
-    """For a finished run: its stored configuration must be the one that is asked for now."""
+    """The configuration stored with a run must be the one that is asked for now, however far the run has come."""
     stored = parse_run_config(load_toml(config.out / CONFIG_FILE), origin=str(config.out / CONFIG_FILE))
     if _fingerprint(stored) != _fingerprint(config):
         raise _other_config(config)
@@ -205,14 +208,13 @@ class _Run:
             momentum=stage.optimizer.momentum,
             weight_decay=stage.optimizer.weight_decay,
         )
-        goes_on = resumed is not None and self.position.epoch < stage.epochs
-        if resumed is not None and goes_on:
-            method.load_state_dict(resumed["method"])
-        elif resumed is None:
+        if resumed is None:
             self.position = _Position(stage=index)
+        elif self.position.epoch < stage.epochs:
+            method.load_state_dict(resumed["method"])
         wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
         task.place_teacher(fabric.device)
-        if resumed is not None and goes_on:
+        if resumed is not None and self.position.epoch < stage.epochs:
             # After the parameters have moved to their device, where the optimizer then puts its momentum too.
             optimizer.load_state_dict(resumed["optimizer"])
             torch.set_rng_state(resumed["rng"])

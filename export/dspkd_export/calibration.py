@@ -11,7 +11,7 @@ import numpy as np
 
 from dspkd.errors import UsageError
 
-__all__ = ["Calibration", "stratified_choice"]
+__all__ = ["Calibration", "required_for_int8", "stratified_choice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,13 @@ class Calibration:
             "method": "smallest and largest value",
             "image_ids_sha256": hashlib.sha256(listed).hexdigest(),
         }
+
+
+def required_for_int8(calibration: Calibration | None) -> Calibration:
+    """UsageError if there is none."""
+    if calibration is None:
+        raise UsageError("int8 needs calibration images", hint="give images of the training part")
+    return calibration
 
 
 def stratified_choice(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["calibration_error", "compare_predictions", "screening_threshold"]
+__all__ = ["compare_predictions", "screening_threshold"]
 
 REPETITIONS = 1000
 BINS = 15
@@ -30,15 +30,16 @@ def compare_predictions(
     expected calibration error (15 bins of the top-1 probability) and, where a class is called MEL, its sensitivity and
     specificity at one fixed threshold: the one at which `reference` finds 90 % of the melanomas.
     """
-    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    draws = np.random.Generator(np.random.PCG64(seed)).multinomial(
-        group_of.max() + 1, np.full(group_of.max() + 1, 1 / (group_of.max() + 1)), size=REPETITIONS
-    )
+    from dspkd.train.metrics import lesion_draws
+
+    group_index, draws = lesion_draws(groups, REPETITIONS, seed=seed)
     # Row 0 counts every lesion once: the figures themselves.
-    weights = np.vstack([np.ones(group_of.max() + 1), draws])[:, group_of]
+    weights = np.vstack([np.ones(draws.shape[1], dtype=draws.dtype), draws])
     threshold = screening_threshold(labels, reference, classes)
-    before = _metrics(labels, reference, weights, classes, threshold)
-    after = _metrics(labels, deployed, weights, classes, threshold)
+    before, after = (
+        _metrics(labels, probabilities, group_index, weights, classes, threshold)
+        for probabilities in (reference, deployed)
+    )
     result: dict[str, Any] = {
         "method": f"paired, 95 % percentile bootstrap over lesions, {REPETITIONS} repetitions",
         "melanoma_threshold": threshold,
@@ -75,39 +76,33 @@ def screening_threshold(labels: np.ndarray, probabilities: np.ndarray, classes: 
 def _metrics(
     labels: np.ndarray,
     probabilities: np.ndarray,
+    group_index: np.ndarray,
     weights: np.ndarray,
     classes: Sequence[str],
     threshold: float | None,
 ) -> dict[str, np.ndarray]:
-    """Each metric for each row of `weights` (R, N), which says how often an image counts."""
-    hits = (probabilities.argmax(1) == labels).astype(float)
-    support, right = (
-        np.stack([(weights * what)[:, labels == k].sum(1) for k in range(len(classes))], axis=1)
-        for what in (np.ones(len(labels)), hits)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = right / support  # NaN where a draw has no image of the class
-        metrics = {
-            "accuracy": right.sum(1) / support.sum(1),
-            "balanced_accuracy": np.nanmean(recall, axis=1),
-            "calibration_error": _calibration_errors(probabilities, hits, weights),
-        }
-        if threshold is not None:
-            melanoma = labels == list(classes).index(MELANOMA)
-            flagged = probabilities[:, list(classes).index(MELANOMA)] >= threshold
-            metrics["melanoma_sensitivity"] = (weights * (flagged & melanoma)).sum(1) / (weights * melanoma).sum(1)
-            metrics["melanoma_specificity"] = (weights * (~flagged & ~melanoma)).sum(1) / (weights * ~melanoma).sum(1)
+    """Each metric for each row of `weights` (R, G), which says how often a lesion counts."""
+    from dspkd.train.metrics import weighted_headline
+
+    predictions = probabilities.argmax(1)
+    headline = weighted_headline(labels, predictions, group_index, weights, len(classes))
+    metrics = {name: headline[name] for name in ("accuracy", "balanced_accuracy")}
+    per_image = weights[:, group_index]
+    metrics["calibration_error"] = _calibration_errors(probabilities, predictions == labels, per_image)
+    if threshold is not None:
+        melanoma = labels == list(classes).index(MELANOMA)
+        flagged = probabilities[:, list(classes).index(MELANOMA)] >= threshold
+        with np.errstate(invalid="ignore"):  # NaN where a draw has no image of the kind
+            metrics["melanoma_sensitivity"] = per_image @ (flagged & melanoma) / (per_image @ melanoma)
+            metrics["melanoma_specificity"] = per_image @ (~flagged & ~melanoma) / (per_image @ ~melanoma)
     return metrics
 
 
 def _calibration_errors(probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error of the top-1 probability, 15 equal bins (Guo et al. 2017, equation 5); `hits` (N,),
+    `weights` (R, N) -> (R,).
+    """
     confidence = probabilities.max(1)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [np.abs((weights * (hits - confidence))[:, bins == k].sum(1)) for k in range(BINS)]
     return np.sum(gaps, axis=0) / weights.sum(1)
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error of the top-1 probability, 15 equal bins (Guo et al. 2017, equation 5)."""
-    hits = (probabilities.argmax(1) == labels).astype(float)
-    return float(_calibration_errors(probabilities, hits, np.ones((1, len(labels))))[0])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dspkd.errors import MissingDependencyError
-from dspkd.quiet import quiet_native_code
+from dspkd.quiet import quiet_libraries
 from dspkd_export.job import ExportJob
 
 __all__ = ["compile_executorch"]
@@ -20,7 +17,7 @@ __all__ = ["compile_executorch"]
 def compile_executorch(job: ExportJob) -> dict[str, Any]:
     """Write model.pte into the job's folder. Returns details for the manifest, the number of delegates among them."""
     try:
-        with quiet_native_code():
+        with quiet_libraries():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.devtools.backend_debug import get_delegation_info
             from executorch.exir import to_edge_transform_and_lower
@@ -34,8 +31,7 @@ def compile_executorch(job: ExportJob) -> dict[str, Any]:
         module = _HalfInside(module).eval()
     calibration = job.calibration_input() if job.precision == "int8" else None
     example = (torch.zeros(1, 3, job.size, job.size),)
-    with quiet_native_code(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet_libraries():
         exported = torch.export.export(module, example, strict=False)
         if calibration is not None:
             quantised = _quantise(exported.module(check_guards=False), torch.from_numpy(calibration))

@@ -19,7 +19,7 @@ from dspkd.fileio import atomic_dir, sha256_file
 from dspkd.runtimes import load_model, to_input
 from dspkd.student import load_student, tool_versions
 from dspkd_export.bounds import DEFAULT_MARGIN
-from dspkd_export.calibration import Calibration
+from dspkd_export.calibration import Calibration, required_for_int8
 from dspkd_export.certificate import Images, certify
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
@@ -83,8 +83,8 @@ def export_student(
                     f"target {target} has no precision {precision!r}",
                     hint=f"choose from {', '.join(TARGETS[target].precisions)}",
                 )
-    if "int8" in precisions and calibration is None:
-        raise UsageError("int8 needs calibration images", hint="give images of the training part")
+    if "int8" in precisions:
+        required_for_int8(calibration)
     if calibration is not None and (seen := set(calibration.image_ids) & set(images.image_ids)):
         raise UsageError(
             f"{len(seen)} images are in the calibration and in the certificate, {min(seen)} among them",

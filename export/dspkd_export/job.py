@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dspkd.errors import UsageError
 from dspkd.runtimes import to_input
 from dspkd.student import Student
-from dspkd_export.calibration import Calibration
-
-if TYPE_CHECKING:
-    from dspkd_export.deploy_module import DeployModule
+from dspkd_export.calibration import Calibration, required_for_int8
+from dspkd_export.deploy_module import DeployModule, deploy_module
 
 __all__ = ["ExportJob"]
 
@@ -33,12 +29,8 @@ class ExportJob:
         return self.student.card.preprocess.size
 
     def module(self) -> DeployModule:
-        from dspkd_export.deploy_module import deploy_module
-
         return deploy_module(self.student, rewrite=self.rewrite)
 
     def calibration_input(self) -> np.ndarray:
         """float32 (N, 3, H, W) in [0, 1]. UsageError without calibration images: no ranges are made up."""
-        if self.calibration is None:
-            raise UsageError("int8 needs calibration images", hint="give images of the training part")
-        return to_input(self.calibration.pixels)
+        return to_input(required_for_int8(self.calibration).pixels)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import torch
 import dspkd
 from dspkd.errors import MissingDependencyError, VerificationError
 from dspkd.preprocess import Preprocess
-from dspkd.quiet import quiet_native_code
+from dspkd.quiet import quiet_libraries
 from dspkd_export.golden import describe_model
 from dspkd_export.job import ExportJob
 
@@ -73,8 +70,7 @@ def compile_onnx(job: ExportJob) -> dict[str, Any]:
 
 def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool) -> Any:
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
-    with quiet_native_code(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet_libraries():
         return torch.onnx.export(
             module,
             (example,),
@@ -94,8 +90,7 @@ def _to_half(model: Any) -> Any:
     import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    with quiet_native_code(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_libraries():
         half = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax", "Sub", "Div"]
         )
@@ -119,8 +114,7 @@ def _quantise(model: Any, images: np.ndarray, *, batch: int) -> Any:
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    with tempfile.TemporaryDirectory() as temporary, quiet_native_code(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as temporary, quiet_libraries():
         target = Path(temporary) / "int8.onnx"
         quantize_static(
             model,
