@@ -25,7 +25,7 @@ from dspkd.preprocess import Preprocess
 
 __all__ = ["ARTIFACT_SCHEMA_VERSION", "Artifact", "ArtifactCard", "is_artifact_dir", "load_artifact", "write_card"]
 
-ARTIFACT_SCHEMA_VERSION = 1
+ARTIFACT_SCHEMA_VERSION = 2
 CARD = "artifact.json"
 GOLDEN = "golden.npz"
 
@@ -47,7 +47,9 @@ class ArtifactCard(BaseModel):
     target: str
     precision: str
     model_file: str
-    """The file that a runtime loads; other model files of the folder stand in `files`."""
+    """The file that a runtime loads by default."""
+    model_files: tuple[str, ...]
+    """All model files; other files are what goes with them."""
     files: dict[str, FileRecord]
     classes: tuple[str, ...]
     """In the order of the probabilities."""
@@ -107,6 +109,7 @@ def load_artifact(folder: Path) -> Artifact:
             raise VerificationError(
                 f"{file} differs from its hash in {CARD}: it was changed or damaged", hint="export again"
             )
-    if card.model_file not in card.files:
-        raise VerificationError(f"{folder / CARD}: model_file {card.model_file!r} is not among its files")
+    for name in (card.model_file, *card.model_files):
+        if name not in card.files:
+            raise VerificationError(f"{folder / CARD}: model_file {name!r} is not among its files")
     return Artifact(card, folder)

@@ -27,6 +27,8 @@ class LoadedModel:
     runtime: str
     """Name and version, e.g. `onnxruntime 1.32.0`."""
     run: Run
+    batch: int = 32
+    """Images a call that suit it. More for a device far away, where each call is a round trip."""
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:

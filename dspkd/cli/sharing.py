@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -70,16 +70,24 @@ def export(
     for artifact in artifacts:
         certificate = artifact.card.certificate
         size = artifact.card.files[artifact.card.model_file].bytes / 1e6
-        balanced = certificate["paired"]["metrics"]["balanced_accuracy"]
-        low, high = balanced["interval"]
-        say(
-            f"{artifact.path}: {size:.2f} MB, top-1 agreement {certificate['top1_agreement']:.2%} "
-            f"on {certificate['n']} images, "
-            f"largest difference {certificate['max_abs_difference']:.1e}, balanced accuracy "
-            f"{balanced['deployed']:.3f} ({balanced['difference']:+.3f} [{low:+.3f}, {high:+.3f}]; "
-            f"{certificate['runtime']})"
-        )
+        if certificate["passed"] is None:
+            say(f"{artifact.path}: {size:.2f} MB, not certified: {certificate['not_run']}")
+            if certificate["stand_in"]:
+                say(f"  in its place: {_summary(certificate['stand_in'])}")
+        else:
+            say(f"{artifact.path}: {size:.2f} MB, {_summary(certificate)}")
     say(f"next: dspkd bench {' '.join(str(a.path) for a in artifacts)} --student {run}")
+
+
+def _summary(certificate: dict[str, Any]) -> str:
+    balanced = certificate["paired"]["metrics"]["balanced_accuracy"]
+    low, high = balanced["interval"]
+    return (
+        f"top-1 agreement {certificate['top1_agreement']:.2%} on {certificate['n']} images, "
+        f"largest difference {certificate['max_abs_difference']:.1e}, balanced accuracy "
+        f"{balanced['deployed']:.3f} ({balanced['difference']:+.3f} [{low:+.3f}, {high:+.3f}]; "
+        f"{certificate['runtime']})"
+    )
 
 
 def _listed(text: str) -> list[str]:

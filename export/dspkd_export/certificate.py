@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from dspkd.runtimes import LoadedModel, to_input
 from dspkd_export.bounds import BOUNDS, DEFAULT_MARGIN
 from dspkd_export.comparison import compare_predictions
 
-__all__ = ["Images", "certify"]
+__all__ = ["Images", "certify", "not_certified"]
 
 BATCH = 32
 
@@ -33,7 +33,7 @@ class Images:
 
 def certify(
     student: Predict,
-    deployed: dict[str, LoadedModel],
+    deployed: Mapping[str, LoadedModel],
     images: Images,
     classes: Sequence[str],
     precision: str,
@@ -58,10 +58,10 @@ def certify(
     files = {}
     for name, model in deployed.items():
         parts = []
-        for start in range(0, len(images), BATCH):
-            parts.append(model.run(to_input(images.pixels[start : start + BATCH])))
+        for start in range(0, len(images), model.batch):
+            parts.append(model.run(to_input(images.pixels[start : start + model.batch])))
             if progress:
-                progress(min(start + BATCH, len(images)), len(images), f"certifying {name}")
+                progress(min(start + model.batch, len(images)), len(images), f"certifying {name}")
         files[name] = _compare(reference, np.concatenate(parts), images, classes) | {"runtime": model.runtime}
     worst = min(files.values(), key=lambda f: (f["top1_agreement"], -f["max_abs_difference"]))
     drops = [f["paired"]["metrics"]["balanced_accuracy"] for f in files.values()]
@@ -95,6 +95,14 @@ def certify(
             and non_inferior
         ),
     }
+
+
+def not_certified(reason: str, stand_in: dict[str, Any] | None) -> dict[str, Any]:
+    """The certificate of what cannot run here: neither passed nor failed. `stand_in` is the certificate of what it was
+    made from, on a runtime that is here; if that failed, the artifact fails too.
+    """
+    failed = stand_in is not None and not stand_in["passed"]
+    return {"passed": False if failed else None, "not_run": reason, "n": 0, "stand_in": stand_in}
 
 
 def _compare(reference: np.ndarray, got: np.ndarray, images: Images, classes: Sequence[str]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from dspkd.errors import MissingDependencyError
 from dspkd.quiet import quiet_libraries
-from dspkd_export.job import ExportJob
+from dspkd.runtimes import load_model
+from dspkd_export.job import Compiled, ExportJob
 
 __all__ = ["compile_executorch"]
 
 
-def compile_executorch(job: ExportJob) -> dict[str, Any]:
-    """Write model.pte into the job's folder. Returns details for the manifest, the number of delegates among them."""
+def compile_executorch(job: ExportJob) -> Compiled:
+    """Write model.pte into the job's folder. The number of delegates is among the details."""
     try:
         with quiet_libraries():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -41,13 +42,14 @@ def compile_executorch(job: ExportJob) -> dict[str, Any]:
         info, outside = get_delegation_info(graph), _nodes_outside(graph)
         program = lowered.to_executorch()
     (job.folder / "model.pte").write_bytes(program.buffer)
-    return {
+    details = {
         "backend": "XNNPACK",
         "delegates": int(info.num_delegated_subgraphs),
         "delegated_nodes": int(info.num_delegated_nodes),
         "nodes_outside": int(info.num_non_delegated_nodes),
         "outside": outside,
     }
+    return Compiled(("model.pte",), details, loaded={"model.pte": load_model("executorch", job.folder / "model.pte")})
 
 
 class _HalfInside(nn.Module):

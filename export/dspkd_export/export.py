@@ -4,7 +4,7 @@ at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,15 +16,15 @@ from dspkd.artifact import GOLDEN, Artifact, ArtifactCard, FileRecord, load_arti
 from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
-from dspkd.runtimes import load_model, to_input
+from dspkd.runtimes import LoadedModel, to_input
 from dspkd.student import load_student, tool_versions
 from dspkd_export.bounds import DEFAULT_MARGIN
 from dspkd_export.calibration import Calibration, required_for_int8
-from dspkd_export.certificate import Images, certify
+from dspkd_export.certificate import Images, certify, not_certified
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
-from dspkd_export.job import ExportJob
-from dspkd_export.onnx_target import STATIC_FILE, compile_onnx
+from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.onnx_target import compile_onnx
 
 __all__ = ["TARGETS", "Target", "export_student"]
 
@@ -35,21 +35,17 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`compile(job)` writes `files` into the job's folder and returns details for the manifest."""
-
-    compile: Callable[[ExportJob], dict[str, Any]]
-    files: tuple[str, ...]
-    """The first one is what runtimes load by default."""
+    compile: Callable[[ExportJob], Compiled]
     precisions: tuple[str, ...]
     batch: str | int
+    """A name where the batch is dynamic."""
     packages: tuple[str, ...]
+    """Whose versions the manifest records."""
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target(
-        compile_onnx, ("model.onnx", STATIC_FILE), PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")
-    ),
-    "executorch": Target(compile_executorch, ("model.pte",), PRECISIONS, 1, ("executorch", "torchao")),
+    "onnx": Target(compile_onnx, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
+    "executorch": Target(compile_executorch, PRECISIONS, 1, ("executorch", "torchao")),
 }
 
 
@@ -63,14 +59,15 @@ def export_student(
     calibration: Calibration | None = None,
     rewrite: bool = True,
     margin: float = DEFAULT_MARGIN,
+    device: str = "local",
     progress: Progress | None = None,
 ) -> list[Artifact]:
     """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
 
     `images` judge; `calibration` sets the ranges of int8 and must be other images. `rewrite=False` compiles the network
-    as its library has it. An existing artifact is replaced only by a complete new one. Raises UsageError for an unknown
-    target or precision and for int8 without calibration, and GateError at the end if a certificate failed; that
-    artifact is written too, and marked so.
+    as its library has it. `device` is where a target that compiles on its device does so. An existing artifact is
+    replaced only by a complete new one. Raises UsageError for an unknown target or precision and for int8 without
+    calibration, and GateError at the end if a certificate failed; that artifact is written too, and marked so.
     """
     if not targets or not precisions:
         raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
@@ -98,10 +95,12 @@ def export_student(
             if progress:
                 progress(0, 1, f"compiling {destination.name}")
             with atomic_dir(destination) as temporary:
-                job = ExportJob(student, temporary, precision, rewrite, calibration if precision == "int8" else None)
+                calibrated = calibration if precision == "int8" else None
+                job = ExportJob(student, temporary, precision, rewrite, calibrated, device)
                 _build(job, target, images, margin, progress)
             artifacts.append(load_artifact(destination))
-    failed = [artifact for artifact in artifacts if not artifact.card.certificate["passed"]]
+    # None: not certified, because the target cannot run here.
+    failed = [artifact for artifact in artifacts if artifact.card.certificate["passed"] is False]
     if failed:
         certificate = failed[0].card.certificate
         raise GateError(
@@ -118,36 +117,45 @@ def export_student(
 def _build(job: ExportJob, target_name: str, images: Images, margin: float, progress: Progress | None) -> None:
     target, student, folder, precision = TARGETS[target_name], job.student, job.folder, job.precision
     card = student.card
-    details = {"rewrite": job.rewrite, **target.compile(job)}
+    compiled = target.compile(job)
+    details = {"rewrite": job.rewrite, **compiled.details}
     if job.calibration is not None:
         details["calibration"] = job.calibration.describe()
-    deployed = {name: load_model(target_name, folder / name) for name in target.files}
-    certificate = certify(
-        student_classifier(student).run, deployed, images, card.classes, precision, progress, margin=margin
-    )
+    original = student_classifier(student).run
+
+    def certificate_of(models: Mapping[str, LoadedModel]) -> dict[str, Any]:
+        return certify(original, models, images, card.classes, precision, progress, margin=margin)
+
+    if compiled.loaded:
+        certificate = certificate_of(compiled.loaded)
+    else:
+        certificate = not_certified(compiled.not_run, certificate_of(compiled.stand_in) if compiled.stand_in else None)
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     pixels = np.ascontiguousarray(images.pixels[chosen])
     said = describe_model(card.classes, card.preprocess)
+    answering = next(iter((compiled.loaded or compiled.stand_in).values()), None)
+    golden: dict[str, Any] = {"pytorch": original(pixels)}
+    if answering is not None:
+        golden["deployed"] = answering.run(to_input(pixels))
     np.savez_compressed(
         folder / GOLDEN,
         pixels=pixels,
-        pytorch=student_classifier(student).run(pixels),
-        deployed=deployed[target.files[0]].run(to_input(pixels)),
+        **golden,
         image_ids=np.array([images.image_ids[i] for i in chosen], dtype=np.str_),
         classes=np.array(said["classes"]),
         preprocess=np.array(said["preprocess"]),
     )
     size = card.preprocess.size
     files = {
-        name: FileRecord(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
-        for name in (*target.files, GOLDEN)
+        path.name: FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size) for path in sorted(folder.iterdir())
     }
     write_card(
         folder,
         ArtifactCard(
             target=target_name,
             precision=precision,
-            model_file=target.files[0],
+            model_file=compiled.models[0],
+            model_files=compiled.models,
             files=files,
             classes=card.classes,
             preprocess=card.preprocess,

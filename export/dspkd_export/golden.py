@@ -23,13 +23,14 @@ __all__ = ["Golden", "describe_model", "read_golden"]
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """`pixels` are uint8 (N, H, W, 3); `pytorch` and `deployed` are the probabilities (N, K) at export;
-    `said["classes"]` and `said["preprocess"]` are JSON as `describe_model` writes it.
+    """`pixels` are uint8 (N, H, W, 3); `pytorch` and `deployed` are the probabilities (N, K) at export, `deployed` None
+    where nothing of the artifact could run; `said["classes"]` and `said["preprocess"]` are JSON as `describe_model`
+    writes it.
     """
 
     pixels: np.ndarray
     pytorch: np.ndarray
-    deployed: np.ndarray
+    deployed: np.ndarray | None
     said: dict[str, str]
 
 
@@ -49,7 +50,7 @@ def read_golden(path: Path) -> Golden:
             return Golden(
                 stored["pixels"],
                 stored["pytorch"],
-                stored["deployed"],
+                stored["deployed"] if "deployed" in stored.files else None,
                 {key: str(stored[key]) for key in ("classes", "preprocess")},
             )
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:

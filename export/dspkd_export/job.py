@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dspkd.runtimes import to_input
+from dspkd.runtimes import LoadedModel, to_input
 from dspkd.student import Student
 from dspkd_export.calibration import Calibration, required_for_int8
 from dspkd_export.deploy_module import DeployModule, deploy_module
 
-__all__ = ["ExportJob"]
+__all__ = ["Compiled", "ExportJob"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class ExportJob:
     precision: str
     rewrite: bool = True
     calibration: Calibration | None = None
+    device: str = "local"
+    """Where a target that compiles on its device does so: `local` or `ssh://[user@]host[:port]`."""
 
     @property
     def size(self) -> int:
@@ -34,3 +38,21 @@ class ExportJob:
     def calibration_input(self) -> np.ndarray:
         """float32 (N, 3, H, W) in [0, 1]. UsageError without calibration images: no ranges are made up."""
         return to_input(required_for_int8(self.calibration).pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a target's compiler has made in the job's folder."""
+
+    models: tuple[str, ...]
+    """Names of the model files; the first is what a runtime loads by default."""
+    details: dict[str, Any]
+    """For the manifest, e.g. the number of delegates."""
+    loaded: Mapping[str, LoadedModel] = field(default_factory=dict)
+    """Model files on the target's own runtime, for the certificate. Empty if they cannot run here."""
+    not_run: str = ""
+    """Why `loaded` is empty."""
+    stand_in: Mapping[str, LoadedModel] = field(default_factory=dict)
+    """What the model files are made from, on a runtime that is here: shows that quantisation and graph are right, but
+    not what the target's own kernels answer.
+    """

@@ -13,8 +13,9 @@ import dspkd
 from dspkd.errors import MissingDependencyError, VerificationError
 from dspkd.preprocess import Preprocess
 from dspkd.quiet import quiet_libraries
+from dspkd.runtimes import load_model
 from dspkd_export.golden import describe_model
-from dspkd_export.job import ExportJob
+from dspkd_export.job import Compiled, ExportJob
 
 __all__ = ["STATIC_FILE", "compile_onnx", "metadata_of", "onnx_metadata"]
 
@@ -37,10 +38,8 @@ def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str,
     }
 
 
-def compile_onnx(job: ExportJob) -> dict[str, Any]:
-    """Write model.onnx (dynamic batch) and model_static.onnx into the job's folder. Returns details for the
-    manifest.
-    """
+def compile_onnx(job: ExportJob) -> Compiled:
+    """Write model.onnx (dynamic batch) and model_static.onnx into the job's folder."""
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
@@ -65,7 +64,12 @@ def compile_onnx(job: ExportJob) -> dict[str, Any]:
         onnx.checker.check_model(model)
         (job.folder / name).write_bytes(model.SerializeToString(deterministic=True))
         nodes = len(model.graph.node)
-    return {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE}
+    models = ("model.onnx", STATIC_FILE)
+    return Compiled(
+        models,
+        {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE},
+        loaded={name: load_model("onnx", job.folder / name) for name in models},
+    )
 
 
 def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dspkd.student import load_card, load_student, save_student
 from dspkd_export import TARGETS, export_student
 from dspkd_export.bounds import BOUNDS
 from dspkd_export.certificate import Images, certify
-from dspkd_export.export import Target
+from dspkd_export.job import Compiled
 
 onnx = pytest.importorskip("onnx")
 FILES = {"onnx": {"model.onnx", "model_static.onnx"}, "executorch": {"model.pte"}}
@@ -45,10 +46,11 @@ def copying_target(lively_artifacts, monkeypatch):
     def copy(job):
         for name in FILES["onnx"]:
             shutil.copy(lively_artifacts["onnx"] / name, job.folder / name)
-        return {}
+        models = tuple(sorted(FILES["onnx"]))
+        return Compiled(models, {}, loaded={name: load_model("onnx", job.folder / name) for name in models})
 
     real = TARGETS["onnx"]
-    monkeypatch.setitem(TARGETS, "onnx", Target(copy, real.files, real.precisions, real.batch, real.packages))
+    monkeypatch.setitem(TARGETS, "onnx", replace(real, compile=copy))
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_the_same_student_gives_the_same_bytes(lively_artifacts, lively_student,
         assert [name for name in first if first[name] != second[name]] == []
 
 
-@pytest.mark.parametrize("failing", ["certify", "write_card", "load_model"])
+@pytest.mark.parametrize("failing", ["certify", "write_card", "describe_model"])
 def test_a_failure_midway_leaves_the_old_artifact(
     copying_target, lively_artifacts, lively_student, lively_images, tmp_path, monkeypatch, failing
 ):
@@ -181,7 +183,7 @@ def test_a_failure_midway_leaves_nothing_where_nothing_was(lively_student, livel
         raise RuntimeError("midway")
 
     real = TARGETS["onnx"]
-    monkeypatch.setitem(TARGETS, "onnx", Target(fail, real.files, real.precisions, real.batch, real.packages))
+    monkeypatch.setitem(TARGETS, "onnx", replace(real, compile=fail))
     with pytest.raises(RuntimeError, match="midway"):
         export_student(lively_student, targets=["onnx"], precisions=["fp32"], out=tmp_path, images=lively_images)
     assert list(tmp_path.iterdir()) == []

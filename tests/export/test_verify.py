@@ -204,7 +204,7 @@ def rename_in_files(old, new):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (set_field("schema_version", 2), "schema version 2"),
+        (set_field("schema_version", 3), "schema version 3"),
         (set_field("schema_version", "1"), "schema version '1'"),
         (set_field("kind", "student"), "kind 'student'"),
         (set_field("target", "abacus"), "abacus"),
