@@ -1,7 +1,7 @@
 """Running a compiled model on its own runtime: what evaluation, certificates and the bench have in common.
 
-Each loader gives a function (N, 3, H, W) float32 in [0, 1] -> (N, K) float32 probabilities. The runtimes are optional
-packages and are imported when a model is loaded.
+Each loader gives a function from images, as the model takes them, to (N, K) float32 probabilities. The runtimes are
+optional packages and are imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -29,6 +29,16 @@ class LoadedModel:
     run: Run
     batch: int = 32
     """Images a call that suit it. More for a device far away, where each call is a round trip."""
+    dtype: str = "float32"
+    """Of its input: float32 (N, 3, H, W) in [0, 1], or uint8 (N, H, W, 3)."""
+
+    def input_of(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels (N, H, W, 3) as `run` takes them."""
+        return np.ascontiguousarray(pixels) if self.dtype == "uint8" else to_input(pixels)
+
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels (N, H, W, 3) -> probabilities (N, K)."""
+        return self.run(self.input_of(pixels))
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:
@@ -62,8 +72,12 @@ def _load_onnx(path: Path, threads: int) -> LoadedModel:
     def one_by_one(images: np.ndarray) -> np.ndarray:
         return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
 
-    static = session.get_inputs()[0].shape[0] == 1
-    return LoadedModel(f"onnxruntime {_version('onnxruntime')}", one_by_one if static else run)
+    (image,) = session.get_inputs()
+    return LoadedModel(
+        f"onnxruntime {_version('onnxruntime')}",
+        one_by_one if image.shape[0] == 1 else run,
+        dtype="uint8" if image.type == "tensor(uint8)" else "float32",
+    )
 
 
 def _load_executorch(path: Path, threads: int) -> LoadedModel:
@@ -88,7 +102,9 @@ def _load_executorch(path: Path, threads: int) -> LoadedModel:
         ]
         return np.concatenate([row.numpy() for row in rows])
 
-    return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run)
+    # ScalarType 0 is Byte.
+    takes_bytes = module.method_meta("forward").input_tensor_meta(0).dtype() == 0
+    return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run, dtype="uint8" if takes_bytes else "float32")
 
 
 RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {"onnx": _load_onnx, "executorch": _load_executorch}

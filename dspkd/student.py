@@ -4,6 +4,7 @@
       model.safetensors   the state dict
       student.json        what it is: architecture, classes in order, preprocessing, metrics, data, teacher, config,
       hashes
+      int8.safetensors    after `dspkd distill --stage qat`: the weights and scales of its eight-bit form
 
 `dspkd train` and `dspkd distill` write it into their run folder, so a run *is* a student folder. A teacher is stored
 the same way, with role `teacher` or `baseline` instead of `student`. `student.json` is sealed: a hash of its own
@@ -27,11 +28,21 @@ from dspkd.models import Architecture
 from dspkd.models.weights import fit_state_dict, read_state_dict
 from dspkd.preprocess import Preprocess
 
-__all__ = ["STUDENT_SCHEMA_VERSION", "Student", "StudentCard", "is_student_dir", "load_student", "save_student"]
+__all__ = [
+    "STUDENT_SCHEMA_VERSION",
+    "Student",
+    "StudentCard",
+    "is_student_dir",
+    "load_student",
+    "read_quantised",
+    "save_quantised",
+    "save_student",
+]
 
-STUDENT_SCHEMA_VERSION = 1
+STUDENT_SCHEMA_VERSION = 2
 CARD = "student.json"
 WEIGHTS = "model.safetensors"
+INT8_WEIGHTS = "int8.safetensors"
 
 
 class StudentCard(BaseModel):
@@ -56,6 +67,8 @@ class StudentCard(BaseModel):
     teacher: dict[str, Any] | None = None
     config: dict[str, Any] = {}
     tools: dict[str, str] = {}
+    quantised: dict[str, Any] | None = None
+    """What `int8.safetensors` is, if there is one: its hash, quantiser, metrics, settings and tool versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +110,35 @@ def save_student(folder: Path, model: nn.Module, card: StudentCard) -> StudentCa
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_file(folder / WEIGHTS) as temporary:
         save_file(state, temporary)
-    card = card.model_copy(update={"weights_sha256": sha256_file(folder / WEIGHTS), "tools": tool_versions()})
+    card = card.model_copy(
+        update={
+            "schema_version": STUDENT_SCHEMA_VERSION,
+            "weights_sha256": sha256_file(folder / WEIGHTS),
+            "tools": tool_versions(),
+        }
+    )
     write_sealed_json(folder / CARD, card.model_dump(mode="json"))
     return card
+
+
+def save_quantised(folder: Path, student: Student, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Write `student` into `folder` with a second set of weights beside its own; `about` goes into its card."""
+    from safetensors.torch import save_file
+
+    with atomic_file(folder / INT8_WEIGHTS) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
+    quantised = {"sha256": sha256_file(folder / INT8_WEIGHTS), **about}
+    save_student(folder, student.model, student.card.model_copy(update={"quantised": quantised}))
+
+
+def read_quantised(student: Student) -> dict[str, torch.Tensor]:
+    """The state of the eight-bit form. ModelError if the student has none."""
+    from safetensors.torch import load_file
+
+    if student.card.quantised is None:
+        raise ModelError(f"{student.path} has no trained eight-bit form", hint="make one: dspkd distill --stage qat")
+    state: dict[str, torch.Tensor] = load_file(student.path / INT8_WEIGHTS)
+    return state
 
 
 def load_card(folder: Path) -> StudentCard:
@@ -121,14 +160,20 @@ def load_student(folder: Path) -> Student:
         raise ModelError(f"{folder} does not exist", hint="give the folder that `dspkd train` or `dspkd distill` wrote")
     card = load_card(folder)
     weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise VerificationError(f"{weights} is missing", hint="copy the whole folder")
-    if sha256_file(weights) != card.weights_sha256:
-        raise VerificationError(
-            f"{weights} differs from the hash in {CARD}: the file was changed or damaged", hint="copy the folder again"
-        )
+    _check_hash(weights, card.weights_sha256)
+    if card.quantised is not None:
+        _check_hash(folder / INT8_WEIGHTS, card.quantised.get("sha256"))
     model = Architecture(card.architecture).build(len(card.classes))
     report = fit_state_dict(model, read_state_dict(weights), origin=f"weights {weights}")
     if report.replaced_head:
         raise VerificationError(f"{weights} has a head of another size than the {len(card.classes)} classes in {CARD}")
     return Student(model=model.eval(), card=card, path=folder)
+
+
+def _check_hash(file: Path, expected: str | None) -> None:
+    if not file.is_file():
+        raise VerificationError(f"{file} is missing", hint="copy the whole folder")
+    if sha256_file(file) != expected:
+        raise VerificationError(
+            f"{file} differs from the hash in {CARD}: the file was changed or damaged", hint="copy the folder again"
+        )

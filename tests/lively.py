@@ -20,11 +20,22 @@ from dspkd.cli.sharing import validation_images
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import read_table
 from dspkd.models import Architecture
-from dspkd.student import load_card, load_student, save_student
+from dspkd.preprocess import Preprocess
+from dspkd.student import Student, StudentCard, load_card, load_student, save_student
 from dspkd.train.reporter import Reporter
 from dspkd.train.task import Normalise
 
-__all__ = ["lively_artifacts", "lively_export_json", "lively_images", "lively_student", "settle_batch_norms"]
+__all__ = [
+    "SIZE",
+    "lively_artifacts",
+    "lively_export_json",
+    "lively_images",
+    "lively_student",
+    "settle_batch_norms",
+    "student_of",
+]
+
+SIZE = 64
 
 # Two conftest files import these fixtures, so pytest takes them for different ones and would export twice.
 _made: dict[str, object] = {}
@@ -45,6 +56,18 @@ def settle_batch_norms(model, images, *, seed=0):
     with torch.no_grad():
         model.train()(images)
     return model.eval()
+
+
+def student_of(name, folder, *, seed=0):
+    """A network of five classes for images of SIZE px that was not trained and yet answers every image differently."""
+    torch.manual_seed(seed)
+    architecture = Architecture(name)
+    model = architecture.build(5)
+    images = torch.randn(16, 3, SIZE, SIZE)
+    settle_batch_norms(model, images * torch.rand(16, 3, 1, 1) + torch.randn(16, 3, 1, 1), seed=seed)
+    preprocess = Preprocess(size=SIZE, mean=(0.3, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    card = StudentCard(role="student", architecture=architecture.name, classes=tuple("abcde"), preprocess=preprocess)
+    return Student(model.eval(), card, folder)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,8 @@ def test_an_exception_leaves_the_old_folder(tmp_path, error):
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), Interrupted()])
 def test_a_failing_rename_leaves_the_old_folder(tmp_path, monkeypatch, error):
+    """Where the system cannot exchange two folders in one step."""
+    monkeypatch.setattr("dspkd.fileio._exchange", lambda one, other: False)
     path = tmp_path / "out"
     path.mkdir()
     (path / "a").write_text("old")
@@ -90,6 +92,19 @@ def test_a_failing_rename_leaves_the_old_folder(tmp_path, monkeypatch, error):
         (temporary / "a").write_text("new")
     assert (path / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_an_exchange_a_folder_is_replaced_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspkd.fileio._exchange", lambda one, other: False)
+    test_a_folder_appears_whole(tmp_path)
+
+
+def test_what_a_kill_left_half_written_is_cleared_up_by_the_next_call(tmp_path):
+    (tmp_path / ".out.abc.part").mkdir()
+    (tmp_path / ".other.abc.part").mkdir()
+    with atomic_dir(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("new")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", ".other.abc.part"}
 
 
 def test_what_a_kill_between_the_renames_leaves_is_cleared_up(tmp_path):

@@ -101,7 +101,7 @@ def test_weights_of_another_student_are_refused(copy, tmp_path):
 
 
 def resealed(folder, **changes):
-    value = read_sealed_json(folder / "student.json", kind="student", schema_version=1)
+    value = read_sealed_json(folder / "student.json", kind="student", schema_version=2)
     write_sealed_json(folder / "student.json", {**value, **changes})
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 from dspkd.errors import UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
-from dspkd.runtimes import to_input
 from dspkd.student import load_student
 from dspkd_bench.complexity import count
 from dspkd_bench.environment import describe_environment, load_average
@@ -97,10 +96,10 @@ def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
     """One inference with batch 1; the input is ready in memory."""
     if pixels is None:
         noise = np.random.default_rng(0).integers(0, 256, (1, subject.size, subject.size, 3), dtype=np.uint8)
-        pictures = [to_input(noise)]
+        pictures = [subject.input_of(noise)]
     else:
         squares = (resize_square(Image.fromarray(one), subject.size, "bilinear") for one in pixels)
-        pictures = [to_input(square[None]) for square in squares]
+        pictures = [subject.input_of(square[None]) for square in squares]
     following = cycle(pictures)
     return lambda: subject.run(next(following))
 

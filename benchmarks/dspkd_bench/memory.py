@@ -80,7 +80,7 @@ def _main(folder: Path, threads: int) -> None:
     before = _status_mib("VmRSS")
     subject = dspkd_bench.subjects.open_subject(folder, threads=threads)
     for _ in range(RUNS):
-        subject.run(np.zeros((1, 3, subject.size, subject.size), dtype=np.float32))
+        subject.run(subject.input_of(np.zeros((1, subject.size, subject.size, 3), dtype=np.uint8)))
     peak = _status_mib("VmHWM")
     resident = _status_mib("VmRSS")
     values = {

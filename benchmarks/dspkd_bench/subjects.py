@@ -11,7 +11,7 @@ import numpy as np
 
 from dspkd.artifact import is_artifact_dir, load_artifact
 from dspkd.errors import UsageError
-from dspkd.runtimes import load_model
+from dspkd.runtimes import load_model, to_input
 from dspkd.student import is_student_dir, load_student
 
 __all__ = ["Subject", "open_subject"]
@@ -22,7 +22,7 @@ HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`run` takes float32 (1, 3, size, size) in [0, 1]. `weights_sha256` tells which network an artifact was made from.
+    """`run` takes what `input_of` makes of uint8 pixels (N, H, W, 3). `weights_sha256` tells which network an artifact was made from.
 
     `role`: teacher is what the others are compared with, student was distilled, baseline was fitted to labels alone.
     """
@@ -41,6 +41,7 @@ class Subject:
     validation: dict[str, Any] | None
     certificate: dict[str, Any] | None
     run: Callable[[np.ndarray], object]
+    input_of: Callable[[np.ndarray], np.ndarray] = to_input
 
 
 def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = None) -> Subject:
@@ -107,6 +108,10 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
     card = artifact.card
     # The static file where there is one: a phone or a camera classifies one picture at a time.
     file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
+    if card.certificate["passed"] is None:
+        raise UsageError(
+            f"{folder} cannot be measured: {card.certificate['not_run']}", hint="measure it where it runs"
+        )
     source: dict[str, Any] = card.model_dump()["source"]
     model = load_model(card.target, folder / file, threads=threads)
     certificate = card.certificate
@@ -126,4 +131,5 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
         validation={"n": certificate["n"], **certificate["deployed"]},
         certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
         run=model.run,
+        input_of=model.input_of,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from dspkd.cli.common import print_json, reporting, say
-from dspkd.errors import DataError
+from dspkd.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,19 @@ def export(
     rewrite: bool = typer.Option(
         True, "--rewrite/--no-rewrite", help="Compile the exact, faster form of the network, or the network as it is."
     ),
+    input_: str = typer.Option(
+        "float32",
+        "--input",
+        help="float32: NCHW in [0, 1]. uint8: NHWC bytes, all preprocessing after the resize inside.",
+    ),
+    temperature: str = typer.Option(
+        "1", "--temperature", help="Divide the logits by it before the softmax; fit: by what suits the validation part."
+    ),
+    device: str = typer.Option(
+        "local",
+        "--device",
+        help="tensorrt: where the engine is built and certified: local or ssh://[user@]host[:port].",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Compile a student, and prove over its whole validation part that it gives the same answers on the target's
@@ -51,6 +64,8 @@ def export(
     from dspkd_export import export_student
 
     targets, precisions = _listed(target), _listed(precision)
+    if input_ not in ("float32", "uint8"):
+        raise UsageError(f"unknown --input {input_!r}", hint="float32 or uint8")
     student = load_student(run)
     with reporting() as reporter:
         artifacts = export_student(
@@ -62,6 +77,9 @@ def export(
             calibration=training_images(student, data, calibration_images, reporter) if "int8" in precisions else None,
             rewrite=rewrite,
             margin=margin,
+            device=device,
+            takes_bytes=input_ == "uint8",
+            temperature=_temperature(temperature),
             progress=reporter.progress,
         )
     if as_json:
@@ -77,6 +95,18 @@ def export(
         else:
             say(f"{artifact.path}: {size:.2f} MB, {_summary(certificate)}")
     say(f"next: dspkd bench {' '.join(str(a.path) for a in artifacts)} --student {run}")
+
+
+def _temperature(text: str) -> float | Literal["fit"]:
+    if text == "fit":
+        return "fit"
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.05 <= value <= 20.0:
+        raise UsageError(f"--temperature {text!r} is no number from 0.05 to 20", hint="give a number, or fit")
+    return value
 
 
 def _summary(certificate: dict[str, Any]) -> str:
@@ -137,13 +167,11 @@ def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
     from dspkd.artifact import load_artifact
     from dspkd.evaluate import Classifier
-    from dspkd.runtimes import load_model, to_input
+    from dspkd.runtimes import load_model
 
     artifact = load_artifact(folder)
     model = load_model(artifact.card.target, artifact.model_path)
-    return Classifier(
-        str(folder), artifact.card.classes, artifact.card.preprocess, lambda pixels: model.run(to_input(pixels))
-    )
+    return Classifier(str(folder), artifact.card.classes, artifact.card.preprocess, model.answer)
 
 
 def verify(

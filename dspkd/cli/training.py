@@ -87,8 +87,13 @@ def train(
 def distill(
     data: Path | None = DATA,
     teacher: Path | None = typer.Option(None, "--teacher", help="Folder of a fitted teacher. Its split is reused."),
-    student: str | None = typer.Option(None, "--student", help="The student's name. [default: shufflenet_v2_x1_0]"),
+    student: str | None = typer.Option(
+        None, "--student", help="The student's name, with --stage qat its run folder. [default: shufflenet_v2_x1_0]"
+    ),
     out: Path | None = OUT,
+    stage: str | None = typer.Option(
+        None, "--stage", help="qat: one more short stage on a finished student, with the rounding of eight bits."
+    ),
     preset: str | None = typer.Option(None, "--preset", help="default, matched or paper_literal; see the README."),
     epochs: int | None = typer.Option(
         None, "--epochs", help="Epochs over both stages together. [default: 240, matched 120]", min=2
@@ -120,9 +125,23 @@ def distill(
     Needs labelled images (--data) and a fitted teacher (--teacher, or --teacher-model to fit one first). Writes the run
     folder --out, which is also the student folder that `dspkd export` takes: model.safetensors, student.json,
     split.json, config.toml, metrics.jsonl, predictions, checkpoints and pictures.
+
+    --stage qat takes a finished student (--student FOLDER) through quantisation-aware distillation, with the teacher,
+    images and split that it had. --out is the same student with a second set of weights, which int8 exports then take.
+    For students that lose more than the margin when they are only calibrated.
     """
     from dspkd.config import apply_overrides
 
+    if stage is not None:
+        _quantisation_aware(
+            stage, student, out,
+            unusable={"--preset": preset, "--weights": weights, "--size": size, "--split": split, "--config": config,
+                      "--teacher-model": teacher_model, "--device": device, "--precision": precision,
+                      "--set": set_ or None, "--pretrained": pretrained or None},
+            resume=resume, as_json=as_json,
+            teacher=teacher, data=data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers,
+        )  # fmt: skip
+        return
     values = _base(config, out, resume)
     if student is not None or "model" not in values:
         values["model"] = student or "shufflenet_v2_x1_0"
@@ -151,6 +170,44 @@ def distill(
             raise UsageError("no teacher", hint="give --teacher FOLDER, or --teacher-model NAME to fit one first")
         values["teacher"] = str(_fit_teacher(values, teacher_model, teacher_weights, teacher_epochs))
     _carry_out(values, resume=resume, as_json=as_json, origin="distill")
+
+
+def _quantisation_aware(
+    stage: str,
+    student: str | None,
+    out: Path | None,
+    *,
+    unusable: dict[str, Any],
+    resume: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    if stage != "qat":
+        raise UsageError(f"unknown stage {stage!r}", hint="the one that can be run alone is qat")
+    if student is None or out is None:
+        raise UsageError(
+            "--stage qat needs a finished student and --out", hint="give --student FOLDER and --out FOLDER"
+        )
+    for flag, value in unusable.items():
+        if value is not None:
+            raise UsageError(f"{flag} does not go with --stage qat", hint="it goes on from the student as it is")
+    from dspkd_export.qat import QatConfig, quantisation_aware_stage
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    with reporting() as reporter:
+        result = quantisation_aware_stage(
+            QatConfig(student=Path(student), out=out, **given), resume=resume, reporter=reporter
+        )
+    quantised = result.card.quantised or {}
+    if as_json:
+        print_json({"run": str(result.path), **result.card.model_dump(mode="json")})
+        return
+    say(f"{result.card.architecture}, eight-bit weights and scales of epoch {quantised['epoch']}")
+    for part in ("val", "test"):
+        say(f"  {part:5s} {headline(quantised['metrics'][part])} (fake-quantised; float: "
+            f"{result.card.metrics[part]['balanced_accuracy']:.3f} balanced)")  # fmt: skip
+    say(f"written to {result.path}")
+    say(f"next: dspkd export {result.path} --target onnx,executorch --precision int8 --out artifacts/")
 
 
 def _fit_teacher(values: dict[str, Any], model: str, weights: Path | None, epochs: int | None) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dspkd.runtimes import LoadedModel, to_input
+from dspkd.runtimes import LoadedModel
 from dspkd_export.bounds import BOUNDS, DEFAULT_MARGIN
 from dspkd_export.comparison import compare_predictions
 
@@ -59,7 +59,7 @@ def certify(
     for name, model in deployed.items():
         parts = []
         for start in range(0, len(images), model.batch):
-            parts.append(model.run(to_input(images.pixels[start : start + model.batch])))
+            parts.append(model.answer(images.pixels[start : start + model.batch]))
             if progress:
                 progress(min(start + model.batch, len(images)), len(images), f"certifying {name}")
         files[name] = _compare(reference, np.concatenate(parts), images, classes) | {"runtime": model.runtime}

@@ -18,34 +18,55 @@ __all__ = ["DeployModule", "deploy_module", "fold_batch_norms"]
 
 
 class DeployModule(nn.Module):
-    """float32 (N, 3, H, W) RGB in [0, 1] -> float32 (N, K) probabilities."""
+    """float32 (N, 3, H, W) RGB in [0, 1], or uint8 (N, H, W, 3) RGB as a camera or a decoder has it, -> float32 (N, K)
+    probabilities: softmax of the logits over `temperature`.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(
+        self, network: nn.Module, preprocess: Preprocess, *, takes_bytes: bool = False, temperature: float = 1.0
+    ) -> None:
         super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+        self.network, self.takes_bytes, self.temperature = network, takes_bytes, temperature
+        self.gives_logits = False
+        """For training: ends before the temperature and the softmax."""
+        # Bytes are not divided by 255 first: that would be one more pass over the picture.
+        scale = 255.0 if takes_bytes else 1.0
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * scale)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1) * scale)
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.softmax(self.network((image - self.mean) / self.std), dim=1)
+        if self.takes_bytes:
+            image = image.permute(0, 3, 1, 2).to(self.mean.dtype)
+        logits: Tensor = self.network((image - self.mean) / self.std)
+        if self.gives_logits:
+            return logits
+        return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
+
+    def example(self, batch: int, size: int) -> Tensor:
+        """A blank input, as compilers want to see one."""
+        if self.takes_bytes:
+            return torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+        return torch.zeros(batch, 3, size, size)
 
 
-def deploy_module(student: Student, *, rewrite: bool = True) -> DeployModule:
+def deploy_module(
+    student: Student, *, rewrite: bool = True, takes_bytes: bool = False, temperature: float = 1.0
+) -> DeployModule:
     """A copy of the student ready for a compiler; the student itself is left as it is.
 
     Everything done here is exact in eval mode, up to rounding. `rewrite=False` leaves the network as its library has
     it, for comparison.
     """
     network = copy.deepcopy(student.model).eval()
-    if not rewrite:
-        return DeployModule(network, student.card.preprocess).eval()
-    fold_batch_norms(network)
-    if isinstance(network, ShuffleNetV2):
-        network = LiveChannelShuffleNet(network)
-    return DeployModule(network, student.card.preprocess).eval()
+    if rewrite:
+        fold_batch_norms(network)
+        if isinstance(network, ShuffleNetV2):
+            network = LiveChannelShuffleNet(network)
+    preprocess = student.card.preprocess
+    return DeployModule(network, preprocess, takes_bytes=takes_bytes, temperature=temperature).eval()
 
 
 def fold_batch_norms(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from dspkd.artifact import GOLDEN, Artifact, ArtifactCard, FileRecord, load_arti
 from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
-from dspkd.runtimes import LoadedModel, to_input
+from dspkd.runtimes import LoadedModel
 from dspkd.student import load_student, tool_versions
 from dspkd_export.bounds import DEFAULT_MARGIN
 from dspkd_export.calibration import Calibration, required_for_int8
@@ -25,6 +25,7 @@ from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.onnx_target import compile_onnx
+from dspkd_export.temperature import fit_temperature, tempered
 
 __all__ = ["TARGETS", "Target", "export_student"]
 
@@ -60,14 +61,18 @@ def export_student(
     rewrite: bool = True,
     margin: float = DEFAULT_MARGIN,
     device: str = "local",
+    takes_bytes: bool = False,
+    temperature: float | Literal["fit"] = 1.0,
     progress: Progress | None = None,
 ) -> list[Artifact]:
     """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
 
     `images` judge; `calibration` sets the ranges of int8 and must be other images. `rewrite=False` compiles the network
-    as its library has it. `device` is where a target that compiles on its device does so. An existing artifact is
-    replaced only by a complete new one. Raises UsageError for an unknown target or precision and for int8 without
-    calibration, and GateError at the end if a certificate failed; that artifact is written too, and marked so.
+    as its library has it. `device` is where a target that compiles on its device does so. `takes_bytes` makes the input
+    uint8 (N, H, W, 3). `temperature` divides the logits; "fit" takes the one that suits `images` best, whose
+    calibration error is then better than it will be elsewhere. An existing artifact is replaced only by a complete new
+    one. Raises UsageError for an unknown target or precision and for int8 without calibration, and GateError at the end
+    if a certificate failed; that artifact is written too, and marked so.
     """
     if not targets or not precisions:
         raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
@@ -88,6 +93,10 @@ def export_student(
             hint="calibrate on the training part",
         )
     student = load_student(folder)
+    fitted = temperature == "fit"
+    if temperature == "fit":
+        temperature = fit_temperature(images.labels, student_classifier(student).run(images.pixels))
+    softmax = {"temperature": temperature} | ({"temperature_fitted_on": images.what} if fitted else {})
     artifacts = []
     for target in targets:
         for precision in precisions:
@@ -96,8 +105,8 @@ def export_student(
                 progress(0, 1, f"compiling {destination.name}")
             with atomic_dir(destination) as temporary:
                 calibrated = calibration if precision == "int8" else None
-                job = ExportJob(student, temporary, precision, rewrite, calibrated, device)
-                _build(job, target, images, margin, progress)
+                job = ExportJob(student, temporary, precision, rewrite, calibrated, takes_bytes, temperature, device)
+                _build(job, target, images, softmax, margin, progress)
             artifacts.append(load_artifact(destination))
     # None: not certified, because the target cannot run here.
     failed = [artifact for artifact in artifacts if artifact.card.certificate["passed"] is False]
@@ -114,14 +123,24 @@ def export_student(
     return artifacts
 
 
-def _build(job: ExportJob, target_name: str, images: Images, margin: float, progress: Progress | None) -> None:
+def _build(
+    job: ExportJob,
+    target_name: str,
+    images: Images,
+    softmax: dict[str, Any],
+    margin: float,
+    progress: Progress | None,
+) -> None:
     target, student, folder, precision = TARGETS[target_name], job.student, job.folder, job.precision
     card = student.card
     compiled = target.compile(job)
     details = {"rewrite": job.rewrite, **compiled.details}
-    if job.calibration is not None:
+    if job.calibration is not None and not compiled.details.get("trained_int8"):
         details["calibration"] = job.calibration.describe()
-    original = student_classifier(student).run
+    untempered = student_classifier(student).run
+
+    def original(pixels: np.ndarray) -> np.ndarray:
+        return tempered(untempered(pixels), job.temperature)
 
     def certificate_of(models: Mapping[str, LoadedModel]) -> dict[str, Any]:
         return certify(original, models, images, card.classes, precision, progress, margin=margin)
@@ -136,7 +155,7 @@ def _build(job: ExportJob, target_name: str, images: Images, margin: float, prog
     answering = next(iter((compiled.loaded or compiled.stand_in).values()), None)
     golden: dict[str, Any] = {"pytorch": original(pixels)}
     if answering is not None:
-        golden["deployed"] = answering.run(to_input(pixels))
+        golden["deployed"] = answering.answer(pixels)
     np.savez_compressed(
         folder / GOLDEN,
         pixels=pixels,
@@ -161,16 +180,22 @@ def _build(job: ExportJob, target_name: str, images: Images, margin: float, prog
             preprocess=card.preprocess,
             input={
                 "name": "image",
-                "shape": [target.batch, 3, size, size],
-                "dtype": "float32",
-                "layout": "NCHW",
-                "range": [0.0, 1.0],
+                "shape": [target.batch, size, size, 3] if job.takes_bytes else [target.batch, 3, size, size],
+                "dtype": "uint8" if job.takes_bytes else "float32",
+                "layout": "NHWC" if job.takes_bytes else "NCHW",
+                "range": [0, 255] if job.takes_bytes else [0.0, 1.0],
             },
-            output={"name": "probabilities", "shape": [target.batch, len(card.classes)], "dtype": "float32"},
+            output={
+                "name": "probabilities",
+                "shape": [target.batch, len(card.classes)],
+                "dtype": "float32",
+                **softmax,
+            },
             source={
                 "architecture": card.architecture,
                 "role": card.role,
                 "weights_sha256": card.weights_sha256,
+                **({"int8_weights_sha256": card.quantised["sha256"]} if card.quantised else {}),
                 "data": {k: v for k, v in card.data.items() if k != "root"},
                 "test": {
                     k: v for k, v in card.metrics.get("test", {}).items() if k in ("n", "accuracy", "balanced_accuracy")

@@ -25,6 +25,10 @@ class ExportJob:
     precision: str
     rewrite: bool = True
     calibration: Calibration | None = None
+    takes_bytes: bool = False
+    """The input is uint8 (N, H, W, 3) instead of float32 (N, 3, H, W) in [0, 1]."""
+    temperature: float = 1.0
+    """Logits are divided by it (Guo et al. 2017): it moves confidence, never the class."""
     device: str = "local"
     """Where a target that compiles on its device does so: `local` or `ssh://[user@]host[:port]`."""
 
@@ -33,11 +37,19 @@ class ExportJob:
         return self.student.card.preprocess.size
 
     def module(self) -> DeployModule:
-        return deploy_module(self.student, rewrite=self.rewrite)
+        return deploy_module(
+            self.student, rewrite=self.rewrite, takes_bytes=self.takes_bytes, temperature=self.temperature
+        )
+
+    @property
+    def trained_int8(self) -> bool:
+        """The student brings weights and scales of its own for int8 (`dspkd distill --stage qat`)."""
+        return self.precision == "int8" and self.student.card.quantised is not None and self.rewrite
 
     def calibration_input(self) -> np.ndarray:
-        """float32 (N, 3, H, W) in [0, 1]. UsageError without calibration images: no ranges are made up."""
-        return to_input(required_for_int8(self.calibration).pixels)
+        """The calibration images as the module takes them. UsageError without any: no ranges are made up."""
+        pixels = required_for_int8(self.calibration).pixels
+        return np.ascontiguousarray(pixels) if self.takes_bytes else to_input(pixels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
 from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.quantised_graph import int8_graph_of
 
-__all__ = ["STATIC_FILE", "compile_onnx", "metadata_of", "onnx_metadata"]
+__all__ = ["STATIC_FILE", "SYMMETRIC_PERCENTILE", "build_onnx", "compile_onnx", "metadata_of", "onnx_metadata"]
 
 OPSET = 20
 STATIC_FILE = "model_static.onnx"
@@ -27,6 +28,22 @@ INT8_OPERATORS = [
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Slice", "Split", "MaxPool", "AveragePool",
     "GlobalAveragePool", "ReduceMean", "Relu", "Clip",
 ]  # fmt: skip
+ASYMMETRIC: dict[str, Any] = {"op_types_to_quantize": INT8_OPERATORS, "extra_options": {"WeightSymmetric": True}}
+# Where TensorRT's documentation wants them: at the inputs of the layers with weights and nowhere else, so that it can
+# still fuse what follows a layer. After a ReLU half of a symmetric range is never used; cutting outliers makes up for
+# it.
+WEIGHTED_OPERATORS = ["Conv", "Gemm", "MatMul"]
+SYMMETRIC_PERCENTILE = 99.99
+SYMMETRIC: dict[str, Any] = {
+    "op_types_to_quantize": WEIGHTED_OPERATORS,
+    "extra_options": {
+        "WeightSymmetric": True,
+        "ActivationSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": WEIGHTED_OPERATORS,
+        "CalibPercentile": SYMMETRIC_PERCENTILE,
+    },
+}
 
 
 def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
@@ -40,46 +57,57 @@ def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str,
 
 def compile_onnx(job: ExportJob) -> Compiled:
     """Write model.onnx (dynamic batch) and model_static.onnx into the job's folder."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"ONNX export needs {error.name}", hint="pip install 'dspkd[onnx]'") from error
-    module = job.module()
-    metadata = onnx_metadata(job.student.card.classes, job.student.card.preprocess)
-    calibration = job.calibration_input() if job.precision == "int8" else None
     nodes = 0
     for name, dynamic in (("model.onnx", True), (STATIC_FILE, False)):
-        # Two images: with one, torch.export may take the batch for the constant 1.
-        example = torch.zeros(2 if dynamic else 1, 3, job.size, job.size)
-        program = _quietly_export(module, example, dynamic)
-        model = program.model_proto
-        if job.precision == "fp16":
-            model = _to_half(model)
-        if calibration is not None:
-            model = _quantise(model, calibration, batch=CALIBRATION_BATCH if dynamic else 1)
-        onnx.helper.set_model_props(model, metadata)
-        model.producer_name, model.producer_version = "dspkd", dspkd.__version__
-        _forget_where_it_was_made(model)
-        onnx.checker.check_model(model)
+        model = build_onnx(job, dynamic=dynamic)
         (job.folder / name).write_bytes(model.SerializeToString(deterministic=True))
         nodes = len(model.graph.node)
     models = ("model.onnx", STATIC_FILE)
     return Compiled(
         models,
-        {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE},
+        {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE}
+        | ({"trained_int8": True} if job.trained_int8 else {}),
         loaded={name: load_model("onnx", job.folder / name) for name in models},
     )
 
 
-def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool) -> Any:
+def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: bool = False) -> Any:
+    """The ModelProto of a job, at its precision, complete with metadata and checked.
+
+    `dynamic`: the batch is named, otherwise 1. `symmetric`: int8 activations with zero point 0 and bias in float, as
+    TensorRT asks for. MissingDependencyError without onnx and onnxscript.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"ONNX export needs {error.name}", hint="pip install 'dspkd[onnx]'") from error
+    # The trained scales have zero points, which a symmetric model must not have.
+    trained = job.trained_int8 and not symmetric
+    deployed = job.module()
+    # Two images: with one, torch.export may take the batch for the constant 1.
+    example = deployed.example(2 if dynamic else 1, job.size)
+    model = _quietly_export(int8_graph_of(job) if trained else deployed, example, dynamic, opset).model_proto
+    if job.precision == "fp16":
+        model = _to_half(model)
+    if job.precision == "int8" and not trained:
+        batch = CALIBRATION_BATCH if dynamic else 1
+        model = _quantise(model, job.calibration_input(), batch=batch, symmetric=symmetric)
+    onnx.helper.set_model_props(model, onnx_metadata(job.student.card.classes, job.student.card.preprocess))
+    model.producer_name, model.producer_version = "dspkd", dspkd.__version__
+    _forget_where_it_was_made(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _quietly_export(module: torch.nn.Module, example: torch.Tensor, dynamic: bool, opset: int) -> Any:
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
     with quiet_libraries():
         return torch.onnx.export(
             module,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["image"],
             output_names=["probabilities"],
             dynamic_shapes=shapes,
@@ -104,12 +132,18 @@ def _to_half(model: Any) -> Any:
     return onnx_ir.to_proto(sorted_model)
 
 
-def _quantise(model: Any, images: np.ndarray, *, batch: int) -> Any:
-    """Explicit QuantizeLinear/DequantizeLinear pairs: weights int8 per channel, activations uint8 with ranges from
-    `images` (N, 3, H, W).
+def _quantise(model: Any, images: np.ndarray, *, batch: int, symmetric: bool) -> Any:
+    """Explicit QuantizeLinear/DequantizeLinear pairs: weights int8 per channel, activations uint8 (int8 if `symmetric`)
+    with ranges from `images` (N, 3, H, W).
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -126,10 +160,10 @@ def _quantise(model: Any, images: np.ndarray, *, batch: int) -> Any:
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            calibrate_method=CalibrationMethod.Percentile if symmetric else CalibrationMethod.MinMax,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=INT8_OPERATORS,
-            extra_options={"WeightSymmetric": True},
+            **(SYMMETRIC if symmetric else ASYMMETRIC),
         )
         return onnx.load(str(target))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dspkd.artifact import CARD, GOLDEN, Artifact, is_artifact_dir, load_artifact
 from dspkd.errors import DeviceError, VerificationError
-from dspkd.runtimes import load_model, to_input
+from dspkd.runtimes import load_model
 from dspkd.student import is_student_dir, load_student
 from dspkd_export.bounds import BOUNDS
 from dspkd_export.golden import Golden, read_golden
@@ -174,7 +174,7 @@ def _check_answer(artifact: Artifact, name: str, target: str, golden: Golden, an
     bound, file = BOUNDS[artifact.card.precision], artifact.path / name
     model = load_model(target, file)
     try:
-        got = model.run(to_input(golden.pixels))
+        got = model.answer(golden.pixels)
     except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
         raise VerificationError(f"{file} does not run on {GOLDEN}: {error}", hint="export again") from error
     if got.shape != answers:

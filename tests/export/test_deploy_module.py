@@ -2,26 +2,10 @@
 
 import pytest
 import torch
-from lively import settle_batch_norms
+from lively import SIZE, student_of
 from torch import nn
 
-from dspkd.models import Architecture
-from dspkd.preprocess import Preprocess
-from dspkd.student import Student, StudentCard
 from dspkd_export.deploy_module import deploy_module, fold_batch_norms
-
-SIZE = 64
-
-
-def student_of(name, tmp_path, *, seed=0):
-    torch.manual_seed(seed)
-    architecture = Architecture(name)
-    model = architecture.build(5)
-    images = torch.randn(16, 3, SIZE, SIZE)
-    settle_batch_norms(model, images * torch.rand(16, 3, 1, 1) + torch.randn(16, 3, 1, 1), seed=seed)
-    preprocess = Preprocess(size=SIZE, mean=(0.3, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    card = StudentCard(role="student", architecture=architecture.name, classes=tuple("abcde"), preprocess=preprocess)
-    return Student(model.eval(), card, tmp_path)
 
 
 @pytest.mark.parametrize(
