@@ -1,4 +1,4 @@
-"""Certificates of a folder of artifacts as a Markdown table: python benchmarks/exports_table.py ARTIFACTS"""
+"""Certificates of folders of artifacts as a Markdown table: python benchmarks/exports_table.py ARTIFACTS ..."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from typing import Any
 METRICS = ("balanced_accuracy", "melanoma_sensitivity", "calibration_error")
 
 
-def main(folder: Path) -> None:
-    print("| artifact | file, MB | same class | largest difference | " + " | ".join(METRICS).replace("_", " ") + " |")
-    print("|---" * (4 + len(METRICS)) + "|")
-    for path in sorted(folder.glob("*/artifact.json")):
+def main(folders: list[Path]) -> None:
+    print("| artifact | file, MB | certified on | same class | largest difference | ", end="")
+    print(" | ".join(METRICS).replace("_", " ") + " |")
+    print("|---" * (5 + len(METRICS)) + "|")
+    for path in sorted(path for folder in folders for path in folder.glob("*/artifact.json")):
         card = json.loads(path.read_text(encoding="utf-8"))
-        certificate = card["certificate"]
-        cells = [
-            f"{card['target']} {card['precision']}",
-            f"{card['files'][card['model_file']]['bytes'] / 1e6:.2f}",
-            f"{certificate['top1_agreement']:.2%}",
-            f"{certificate['max_abs_difference']:.1e}",
-            *(_cell(certificate["paired"]["metrics"].get(name)) for name in METRICS),
-        ]
+        certificate, where = card["certificate"], ""
+        if certificate["passed"] is None:
+            certificate, where = certificate["stand_in"] or {}, "not on its target; "
+        name = f"{card['target']} {card['precision']}" + (", trained" if card["details"].get("trained_int8") else "")
+        cells = [name, f"{card['files'][card['model_file']]['bytes'] / 1e6:.2f}"]
+        if certificate:
+            cells += [
+                where + certificate["runtime"],
+                f"{certificate['top1_agreement']:.2%}",
+                f"{certificate['max_abs_difference']:.1e}",
+                *(_cell(certificate["paired"]["metrics"].get(metric)) for metric in METRICS),
+            ]
+        else:
+            cells += ["not on its target", *[""] * (2 + len(METRICS))]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -34,4 +41,4 @@ def _cell(metric: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(argument) for argument in sys.argv[1:]])

@@ -16,6 +16,7 @@ from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
 from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.qdq_graph import fuse_friendly
 from dspkd_export.quantised_graph import int8_graph_of
 
 __all__ = ["STATIC_FILE", "SYMMETRIC_PERCENTILE", "build_onnx", "compile_onnx", "metadata_of", "onnx_metadata"]
@@ -88,6 +89,8 @@ def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: 
     # Two images: with one, torch.export may take the batch for the constant 1.
     example = deployed.example(2 if dynamic else 1, job.size)
     model = _quietly_export(int8_graph_of(job) if trained else deployed, example, dynamic, opset).model_proto
+    if trained:
+        model = fuse_friendly(model)
     if job.precision == "fp16":
         model = _to_half(model)
     if job.precision == "int8" and not trained:
