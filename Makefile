@@ -16,10 +16,11 @@ help:
 venv: $(VENV)/.installed
 
 # The extras are everything that runs on a plain host; `tensorrt` needs an NVIDIA machine.
+# `tensorrt-rtx` builds engines without a GPU: it stands in for TensorRT in the tests.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx,executorch,report,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx,executorch,tensorrt-rtx,report,dev]'
 	touch $@
 
 demo: venv

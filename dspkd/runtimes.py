@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dspkd.errors import MissingDependencyError, VerificationError
+from dspkd.errors import DeviceError, MissingDependencyError, VerificationError
 from dspkd.quiet import quiet_libraries
 
 __all__ = ["RUNTIMES", "LoadedModel", "load_model", "to_input"]
@@ -107,7 +107,17 @@ def _load_executorch(path: Path, threads: int) -> LoadedModel:
     return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run, dtype="uint8" if takes_bytes else "float32")
 
 
-RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {"onnx": _load_onnx, "executorch": _load_executorch}
+def _load_tensorrt(path: Path, threads: int) -> LoadedModel:
+    from dspkd.tensorrt_runtime import load_tensorrt
+
+    return load_tensorrt(path, threads)
+
+
+RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {
+    "onnx": _load_onnx,
+    "executorch": _load_executorch,
+    "tensorrt": _load_tensorrt,
+}
 
 
 def load_model(target: str, path: Path, *, threads: int = 1) -> LoadedModel:
@@ -118,7 +128,7 @@ def load_model(target: str, path: Path, *, threads: int = 1) -> LoadedModel:
         )
     try:
         return RUNTIMES[target](path, threads)
-    except MissingDependencyError:
+    except (MissingDependencyError, DeviceError):
         raise
     except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
         raise VerificationError(

@@ -22,7 +22,8 @@ HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`run` takes what `input_of` makes of uint8 pixels (N, H, W, 3). `weights_sha256` tells which network an artifact was made from.
+    """`run` takes what `input_of` makes of uint8 pixels (N, H, W, 3). `weights_sha256` tells which network an artifact
+    was made from.
 
     `role`: teacher is what the others are compared with, student was distilled, baseline was fitted to labels alone.
     """
@@ -109,9 +110,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
     # The static file where there is one: a phone or a camera classifies one picture at a time.
     file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
     if card.certificate["passed"] is None:
-        raise UsageError(
-            f"{folder} cannot be measured: {card.certificate['not_run']}", hint="measure it where it runs"
-        )
+        raise UsageError(f"{folder} cannot be measured: {card.certificate['not_run']}", hint="measure it where it runs")
     source: dict[str, Any] = card.model_dump()["source"]
     model = load_model(card.target, folder / file, threads=threads)
     certificate = card.certificate

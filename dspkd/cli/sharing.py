@@ -25,7 +25,7 @@ JSON = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdo
 
 def export(
     run: Path = typer.Argument(..., help="A run or student folder."),
-    target: str = typer.Option("onnx,executorch", "--target", help="Targets, with commas: onnx, executorch."),
+    target: str = typer.Option("onnx,executorch", "--target", help="Targets, with commas: onnx, executorch, tensorrt."),
     precision: str = typer.Option("fp32", "--precision", help="Precisions, with commas: fp32, fp16, int8."),
     out: Path = typer.Option(Path("artifacts"), "--out", help="Artifacts are written to OUT/TARGET-PRECISION."),
     data: Path | None = typer.Option(None, "--data", help="Where the run's images lie now. [default: where they lay]"),
@@ -94,7 +94,9 @@ def export(
                 say(f"  in its place: {_summary(certificate['stand_in'])}")
         else:
             say(f"{artifact.path}: {size:.2f} MB, {_summary(certificate)}")
-    say(f"next: dspkd bench {' '.join(str(a.path) for a in artifacts)} --student {run}")
+    runnable = [str(a.path) for a in artifacts if a.card.certificate["passed"]]
+    if runnable:
+        say(f"next: dspkd bench {' '.join(runnable)} --student {run}")
 
 
 def _temperature(text: str) -> float | Literal["fit"]:

@@ -27,7 +27,6 @@ class Calibration:
         return {
             "images": len(self.image_ids),
             "part": self.part,
-            "method": "smallest and largest value",
             "image_ids_sha256": hashlib.sha256(listed).hexdigest(),
         }
 

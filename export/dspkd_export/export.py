@@ -26,6 +26,7 @@ from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.onnx_target import compile_onnx
 from dspkd_export.temperature import fit_temperature, tempered
+from dspkd_export.tensorrt_target import compile_tensorrt
 
 __all__ = ["TARGETS", "Target", "export_student"]
 
@@ -47,6 +48,7 @@ class Target:
 TARGETS: dict[str, Target] = {
     "onnx": Target(compile_onnx, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
     "executorch": Target(compile_executorch, PRECISIONS, 1, ("executorch", "torchao")),
+    "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
 }
 
 

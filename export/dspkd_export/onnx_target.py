@@ -43,15 +43,18 @@ SYMMETRIC: dict[str, Any] = {
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": WEIGHTED_OPERATORS,
         "CalibPercentile": SYMMETRIC_PERCENTILE,
+        # Histograms after each batch: otherwise every activation of every image is kept until the end.
+        "CalibStridedMinMax": 1,
     },
 }
 
 
-def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
+def onnx_metadata(classes: tuple[str, ...], preprocess: Preprocess, *, takes_bytes: bool = False) -> dict[str, str]:
     """What is written into the model itself, so that the file alone still says what its numbers mean."""
     return {
         **{f"dspkd.{key}": text for key, text in describe_model(classes, preprocess).items()},
-        "dspkd.input": "float32 NCHW RGB in [0, 1]; normalisation is inside the graph",
+        "dspkd.input": f"{'uint8 NHWC RGB' if takes_bytes else 'float32 NCHW RGB in [0, 1]'}; "
+        "normalisation is inside the graph",
         "dspkd.version": dspkd.__version__,
     }
 
@@ -66,10 +69,18 @@ def compile_onnx(job: ExportJob) -> Compiled:
     models = ("model.onnx", STATIC_FILE)
     return Compiled(
         models,
-        {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE}
-        | ({"trained_int8": True} if job.trained_int8 else {}),
+        {"opset": OPSET, "nodes": nodes, "dynamic_batch": True, "static_file": STATIC_FILE} | _quantisation(job),
         loaded={name: load_model("onnx", job.folder / name) for name in models},
     )
+
+
+def _quantisation(job: ExportJob) -> dict[str, Any]:
+    if job.precision != "int8":
+        return {}
+    if job.trained_int8:
+        return {"trained_int8": True}
+    activations = "uint8, affine, smallest and largest value"
+    return {"quantisation": {"activations": activations, "weights": "int8, symmetric, per channel"}}
 
 
 def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: bool = False) -> Any:
@@ -96,7 +107,9 @@ def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: 
     if job.precision == "int8" and not trained:
         batch = CALIBRATION_BATCH if dynamic else 1
         model = _quantise(model, job.calibration_input(), batch=batch, symmetric=symmetric)
-    onnx.helper.set_model_props(model, onnx_metadata(job.student.card.classes, job.student.card.preprocess))
+    onnx.helper.set_model_props(
+        model, onnx_metadata(job.student.card.classes, job.student.card.preprocess, takes_bytes=job.takes_bytes)
+    )
     model.producer_name, model.producer_version = "dspkd", dspkd.__version__
     _forget_where_it_was_made(model)
     onnx.checker.check_model(model)
@@ -150,7 +163,14 @@ def _quantise(model: Any, images: np.ndarray, *, batch: int, symmetric: bool) ->
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter([{"image": images[i : i + batch]} for i in range(0, len(images), batch)])
+            self.set_range(0, len(self))
+
+        def __len__(self) -> int:
+            return -(-len(images) // batch)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            starts = range(start_index * batch, min(end_index * batch, len(images)), batch)
+            self.batches = iter([{"image": images[i : i + batch]} for i in starts])
 
         def get_next(self) -> Any:
             return next(self.batches, None)

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -292,6 +293,55 @@ def test_the_target_of_another_runtime(broken):
     folder = broken("executorch")
     edit(folder, set_field("target", "onnx"), reseal=True)
     refused(folder, "model.pte")
+
+
+# What cannot run here -------------------------------------------------------------------------------------------------
+
+
+def not_run_here(card):
+    """As an export to a device that is not at hand writes it: ONNX Runtime has answered in its place."""
+    card["target"] = "tensorrt"
+    stand_in = card["certificate"]
+    card["certificate"] = {"passed": None, "not_run": "no device at hand", "n": 0, "stand_in": stand_in}
+
+
+def test_an_artifact_that_was_not_certified_says_so_and_its_stand_in_answers(broken):
+    folder = broken("onnx")
+    edit(folder, not_run_here, reseal=True)
+    report = verify(folder)
+    assert "not certified: no device at hand" in report.checks
+    assert any("in what stands in for it" in line for line in report.checks)
+    assert 0.0 < report.max_abs_difference <= 1e-4
+
+
+def test_a_stand_in_whose_numbers_fail_or_whose_answers_differ(broken):
+    folder = broken("onnx")
+    edit(folder, not_run_here, reseal=True)
+    edit(folder, lambda card: card["certificate"]["stand_in"].update(top1_agreement=0.5), reseal=True)
+    refused(folder, "artifact.json", "top1_agreement = 0.5")
+    edit(folder, lambda card: card["certificate"]["stand_in"].update(top1_agreement=1.0), reseal=True)
+    with np.load(folder / "golden.npz") as golden:
+        pytorch = golden["pytorch"]
+    rewrite_golden(folder, pytorch=pytorch[:, ::-1])
+    refused(folder, "model.onnx", "golden answers (pytorch)")
+
+
+def test_an_engine_of_another_machine_is_checked_as_far_as_possible(broken, monkeypatch):
+    """Certified where it was built; here there is no such GPU, and nothing is wrong with the file."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    folder = broken("onnx")
+    edit(folder, set_field("target", "tensorrt"), reseal=True)
+    report = verify(folder)
+    assert report.max_abs_difference is None
+    assert any("golden answers were not repeated" in line and "tensorrt" in line for line in report.checks)
+    flip_a_byte(folder / "model.onnx")
+    refused(folder, "model.onnx")
+
+
+def test_a_model_file_that_is_not_listed(broken):
+    folder = broken("onnx")
+    edit(folder, set_field("model_files", ["model.onnx", "other.onnx"]), reseal=True)
+    refused(folder, "artifact.json", "other.onnx")
 
 
 def test_a_folder_that_is_nothing(tmp_path):

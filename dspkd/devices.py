@@ -1,0 +1,434 @@
+"""Other machines as places where files go, commands run and results come back: this one, or one behind ssh.
+
+    with open_device("ssh://jetson") as device:
+        device.push(Path("model.onnx"), "model.onnx")
+        done = device.run([device.python, "build_engine.py", "build"], timeout=600)
+        device.pull("model.engine", Path("model.engine"))
+
+A device is one fresh folder for as long as it is open, and the folder is removed again, also after an error or Ctrl-C.
+Names on the device are plain file names in that folder, and commands run in it.
+
+ssh is the system's own OpenSSH, so hosts, users, keys, agents and jump hosts of ssh_config apply, and nothing asks for
+a password. Files travel through the same connection as the commands: a device needs neither scp nor sftp. Two
+variables change what is called: DSPKD_SSH_CONFIG, another ssh_config, and DSPKD_DEVICE_PYTHON, the Python of the
+device if it is not `python3`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+from urllib.parse import urlsplit
+
+from dspkd.errors import DeviceError, UsageError
+from dspkd.fileio import atomic_file
+
+__all__ = ["Completed", "Device", "LocalDevice", "SshDevice", "open_device"]
+
+CONNECT_SECONDS = 10
+COPY_SECONDS = 600
+CLEANUP_SECONDS = 15
+# A socket's path may have 104 bytes, and ssh appends 17 while it makes one.
+LONGEST_SOCKET = 80
+NOT_FOUND = 127
+CONNECTION_LOST = 255
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+# What OpenSSH or the device says, and what helps. The first that is found applies.
+FIXES = (
+    ("Host key verification failed", "connect once by hand to check and accept its key: ssh {host}"),
+    ("Permission denied", "no key is accepted there: load one with ssh-add, or install one with ssh-copy-id {host}"),
+    ("Could not resolve hostname", "check the name, or add the host to ssh_config"),
+    ("Connection refused", "check the port and that an ssh server runs there"),
+    ("timed out", "check that the device is on and reachable from here"),
+    ("No route to host", "check that the device is on and reachable from here"),
+    ("No space left on device", "make room on the device"),
+    ("Disk quota exceeded", "make room on the device"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    returncode: int
+    """127 if there is no such command on the device."""
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of stderr, else of stdout: what a failed command usually has to say."""
+        return next((lines[-1] for lines in (_lines(self.stderr), _lines(self.stdout)) if lines), "it says nothing")
+
+
+class Device(ABC):
+    """Use it in a `with` statement. Every method raises DeviceError if the device fails, not if a command does."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    @abstractmethod
+    def python(self) -> str:
+        """The command that starts the device's Python 3."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and make the work folder."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove the work folder and disconnect. Does nothing twice, and raises nothing if the device is gone."""
+
+    @abstractmethod
+    def push(self, local: Path, remote_name: str) -> None:
+        """Copy a file into the work folder."""
+
+    @abstractmethod
+    def pull(self, remote_name: str, local: Path) -> None:
+        """Copy a file from the work folder; `local` is there whole or not at all."""
+
+    @abstractmethod
+    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        """Run a command in the work folder. After `timeout` seconds it is ended and DeviceError raised."""
+
+    def run_python(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        """`argv` with the device's Python; DeviceError if it has none."""
+        done = self.run([self.python, *argv], timeout=timeout)
+        if done.returncode == NOT_FOUND:
+            raise DeviceError(
+                f"{self.url} has no {self.python}: {done.last_line}",
+                hint="install Python 3 there, or name the command in DSPKD_DEVICE_PYTHON",
+            )
+        return done
+
+    def describe(self) -> dict[str, str]:
+        """`system` and `machine` as uname names them, and the version of `python`."""
+        code = "import platform as p; print(p.system(), p.machine(), p.python_version())"
+        done = self.run_python(["-c", code], timeout=CONNECT_SECONDS * 3)
+        words = _lines(done.stdout)[-1].split() if done.returncode == 0 and _lines(done.stdout) else []
+        if len(words) != 3:
+            raise DeviceError(f"{self.url}: {self.python} does not run: {done.last_line}", hint="repair its Python")
+        return dict(zip(("system", "machine", "python"), words, strict=True))
+
+    def __enter__(self) -> Self:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_device(url: str) -> Device:
+    """`local` or `ssh://[user@]host[:port]`, where host may be an alias of ssh_config. UsageError for anything else."""
+    if url == "local":
+        return LocalDevice()
+    hint = "give `local` or ssh://[user@]host[:port]"
+    if url.startswith("adb:"):
+        raise UsageError(f"{url}: devices behind adb are not supported yet", hint=hint)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"device {url!r} is malformed: {error}", hint=hint) from error
+    # A host that begins with a hyphen would be an option of ssh.
+    user, host = parts.username, (parts.hostname or "")
+    if (
+        parts.scheme != "ssh"
+        or HOST.fullmatch(host) is None
+        or (user is not None and NAME.fullmatch(user) is None)
+        or parts.password is not None
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+    ):
+        raise UsageError(f"device {url!r} is malformed", hint=hint)
+    # urlsplit lowers the case of a host, and an alias of ssh_config has one.
+    written = re.search(re.escape(host), parts.netloc.rpartition("@")[2], re.IGNORECASE)
+    return SshDevice(written.group() if written else host, user=user, port=port)
+
+
+class LocalDevice(Device):
+    """This machine, with the Python that runs dspkd."""
+
+    def __init__(self) -> None:
+        super().__init__("local")
+        self._folder: Path | None = None
+
+    @property
+    def python(self) -> str:
+        return sys.executable
+
+    def open(self) -> None:
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="dspkd-"))
+        except OSError as error:
+            raise DeviceError(f"local: no temporary folder: {error.strerror}", hint="set TMPDIR") from error
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def push(self, local: Path, remote_name: str) -> None:
+        self._copy(local, self._path(remote_name), f"{local} cannot be copied into the work folder")
+
+    def pull(self, remote_name: str, local: Path) -> None:
+        with atomic_file(local) as temporary:
+            self._copy(self._path(remote_name), temporary, f"local: {remote_name} cannot be copied back")
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        try:
+            return _execute(list(argv), cwd=self._work, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise _too_long(self.url, argv, error.timeout) from error
+        except FileNotFoundError as error:
+            return Completed(NOT_FOUND, "", f"{argv[0]}: {error.strerror}")
+        except OSError as error:
+            return Completed(126, "", f"{argv[0]}: {error.strerror}")
+
+    @property
+    def _work(self) -> Path:
+        if self._folder is None:
+            raise RuntimeError("the device is not open: use it in a with statement")
+        return self._folder
+
+    def _path(self, name: str) -> Path:
+        _check_name(name)
+        return self._work / name
+
+    def _copy(self, source: Path, target: Path, what: str) -> None:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise DeviceError(f"{what}: {error.strerror}", hint=_fix(str(error), "local")) from error
+
+
+class SshDevice(Device):
+    """A machine behind OpenSSH: one connection, which everything shares."""
+
+    def __init__(self, host: str, *, user: str | None = None, port: int | None = None) -> None:
+        at = f"{user}@" if user else ""
+        address = f"[{host}]" if ":" in host else host
+        super().__init__(f"ssh://{at}{address}" + (f":{port}" if port else ""))
+        self._destination, self._port = f"{at}{host}", port
+        self._folder = ""
+        self._private: Path | None = None
+        self._master: subprocess.Popen[bytes] | None = None
+
+    @property
+    def python(self) -> str:
+        return os.environ.get("DSPKD_DEVICE_PYTHON", "python3")
+
+    def open(self) -> None:
+        if shutil.which("ssh") is None:
+            raise DeviceError(f"{self.url}: there is no ssh on this machine", hint="install the OpenSSH client")
+        self._connect()
+        done = self._shell('umask 077; d=$(mktemp -d "${TMPDIR:-/tmp}/dspkd.XXXXXXXX") && echo "dspkd-folder $d"')
+        # A login script may have printed something before.
+        folders = re.findall(r"^dspkd-folder (.+)$", done.stdout, re.MULTILINE)
+        if done.returncode != 0 or not folders:
+            raise self._error("no temporary folder can be made there", done)
+        self._folder = folders[-1]
+
+    def _connect(self) -> None:
+        self._private = Path(tempfile.mkdtemp(prefix="dspkd-"))
+        if len(os.fsencode(self._private)) > LONGEST_SOCKET:
+            self._private.rmdir()
+            self._private = Path(tempfile.mkdtemp(prefix="dspkd-", dir="/tmp"))
+        # In the foreground but in a session of its own: we see why it ends, and Ctrl-C leaves it for the cleaning up.
+        with (self._private / "log").open("wb") as log:
+            self._master = subprocess.Popen(
+                [*self._ssh("ControlMaster=yes"), "-N", "--", self._destination],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 3 * CONNECT_SECONDS
+        while not self._socket.exists():
+            ended = self._master.poll() is not None
+            if ended or time.monotonic() > deadline:
+                reason = self._said() or ("it says nothing" if ended else "timed out")
+                raise DeviceError(f"{self.url} cannot be reached: {reason}", hint=self._hint(reason))
+            time.sleep(0.02)
+
+    @property
+    def _socket(self) -> Path:
+        assert self._private is not None
+        return self._private / "s"
+
+    def _said(self) -> str:
+        assert self._private is not None
+        return "\n".join(_lines((self._private / "log").read_text(errors="replace"))[-1:])
+
+    def _ssh(self, *options: str) -> list[str]:
+        config = os.environ.get("DSPKD_SSH_CONFIG")
+        fixed = (
+            "BatchMode=yes",
+            f"ConnectTimeout={CONNECT_SECONDS}",
+            "ServerAliveInterval=10",
+            "ServerAliveCountMax=3",
+            "ClearAllForwardings=yes",
+            "RemoteCommand=none",
+            f"ControlPath={self._socket}",
+            *([f"Port={self._port}"] if self._port else []),
+            *options,
+        )
+        switches = (word for option in fixed for word in ("-o", option))
+        return ["ssh", *(["-F", config] if config else []), "-T", *switches]
+
+    def close(self) -> None:
+        try:
+            if self._folder:
+                self._stop(f"rm -rf -- {shlex.quote(self._folder)}")
+        except DeviceError:
+            pass
+        finally:
+            self._folder = ""
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._master is not None:
+            self._master.terminate()
+            try:
+                self._master.wait(0.5)
+            except subprocess.TimeoutExpired:
+                # It may notice the signal only with the next packet, seconds later; nothing is left for it to do.
+                self._master.kill()
+                self._master.wait()
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+        self._master = self._private = None
+
+    def push(self, local: Path, remote_name: str) -> None:
+        _check_name(remote_name)
+        part = shlex.quote(f".{remote_name}.part")
+        try:
+            with local.open("rb") as source:
+                done = self._in_folder(f"cat > {part} && mv -- {part} {remote_name}", stdin=source)
+        except OSError as error:
+            raise DeviceError(f"{local} cannot be read: {error.strerror}", hint="check the file") from error
+        if done.returncode != 0:
+            raise self._error(f"{local.name} cannot be copied there", done)
+
+    def pull(self, remote_name: str, local: Path) -> None:
+        _check_name(remote_name)
+        with atomic_file(local) as temporary, temporary.open("wb") as target:
+            done = self._in_folder(f"cat -- {remote_name}", stdout=target)
+            if done.returncode != 0:
+                raise self._error(f"{remote_name} cannot be copied from there", done)
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        # ssh does not end a command that nobody waits for any more, so its number is kept while it runs.
+        script = f"{shlex.join(argv)} & echo $! > .running; wait $!; code=$?; rm -f .running; exit $code"
+        try:
+            return self._in_folder(script, timeout=timeout)
+        except _TimeoutError as error:
+            self._stop()
+            raise _too_long(self.url, argv, error.seconds) from error
+
+    def _stop(self, then: str = "true") -> None:
+        script = f"cd {shlex.quote(self._folder)} && test -f .running && kill $(cat .running); cd /; {then}"
+        self._shell(script, timeout=CLEANUP_SECONDS)
+
+    def _in_folder(
+        self,
+        script: str,
+        *,
+        timeout: float | None = COPY_SECONDS,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+    ) -> Completed:
+        if not self._folder:
+            raise RuntimeError("the device is not open: use it in a with statement")
+        script = f"cd {shlex.quote(self._folder)} && {{ {script}; }}"
+        return self._shell(script, timeout=timeout, stdin=stdin, stdout=stdout)
+
+    def _shell(
+        self,
+        script: str,
+        *,
+        timeout: float | None = COPY_SECONDS,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+    ) -> Completed:
+        """A POSIX script there, whatever the user's login shell is."""
+        command = [*self._ssh("ControlMaster=no"), "--", self._destination, f"exec sh -c {shlex.quote(script)}"]
+        try:
+            done = _execute(command, timeout=timeout, stdin=stdin, stdout=stdout)
+        except subprocess.TimeoutExpired as error:
+            raise _TimeoutError(self.url, error.timeout) from error
+        if done.returncode == CONNECTION_LOST:
+            reason = done.last_line if _lines(done.stderr) else self._said() or "it says nothing"
+            raise DeviceError(f"the connection to {self.url} is lost: {reason}", hint=self._hint(reason))
+        return done
+
+    def _error(self, what: str, done: Completed) -> DeviceError:
+        return DeviceError(f"{self.url}: {what}: {done.last_line}", hint=self._hint(done.stderr))
+
+    def _hint(self, text: str) -> str:
+        port = f"-p {self._port} " if self._port else ""
+        return _fix(text, f"{port}{self._destination}")
+
+
+class _TimeoutError(DeviceError):
+    def __init__(self, url: str, seconds: float) -> None:
+        super().__init__(f"{url} does not answer within {seconds:.0f} s", hint="check that the device is on")
+        self.seconds = seconds
+
+
+def _execute(
+    command: list[str],
+    *,
+    timeout: float | None,
+    cwd: Path | None = None,
+    stdin: IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
+) -> Completed:
+    done = subprocess.run(
+        command,
+        stdin=stdin or subprocess.DEVNULL,
+        stdout=stdout or subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=timeout,
+        cwd=cwd,
+        check=False,
+    )
+    said, complained = (stream.decode(errors="replace") if stream else "" for stream in (done.stdout, done.stderr))
+    return Completed(done.returncode, said, complained)
+
+
+def _check_name(name: str) -> None:
+    if NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is no plain file name")
+
+
+def _too_long(url: str, argv: Sequence[str], seconds: float) -> DeviceError:
+    command = shlex.join(argv[:3]) + (" ..." if len(argv) > 3 else "")
+    return DeviceError(f"{url}: `{command}` did not end within {seconds:.0f} s", hint="give it more time")
+
+
+def _fix(text: str, host: str) -> str:
+    return next((fix.format(host=host) for said, fix in FIXES if said in text), "try the same with plain ssh")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
