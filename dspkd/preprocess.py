@@ -10,6 +10,7 @@ The steps, in this order:
 4. divide by 255, subtract `mean`, divide by `std` per RGB channel.
 
 Steps 1 to 3 give uint8 pixels, `load_pixels`; step 4 is baked into every exported graph.
+`export/preprocessing.md` has all of it exactly enough to be repeated in another language, with golden vectors.
 """
 
 from __future__ import annotations

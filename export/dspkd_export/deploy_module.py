@@ -12,6 +12,7 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student
+from dspkd_export.graph_rewrite import rewrite_graph
 from dspkd_export.live_channels import LiveChannelShuffleNet
 
 __all__ = ["DeployModule", "deploy_module", "fold_batch_norms"]
@@ -60,12 +61,13 @@ def deploy_module(
     Everything done here is exact in eval mode, up to rounding. `rewrite=False` leaves the network as its library has
     it, for comparison.
     """
-    network = copy.deepcopy(student.model).eval()
-    if rewrite:
+    network, preprocess = copy.deepcopy(student.model).eval(), student.card.preprocess
+    if rewrite and isinstance(network, ShuffleNetV2):
         fold_batch_norms(network)
-        if isinstance(network, ShuffleNetV2):
-            network = LiveChannelShuffleNet(network)
-    preprocess = student.card.preprocess
+        network = LiveChannelShuffleNet(network)
+    elif rewrite:
+        example = next(network.parameters()).new_zeros(2, 3, preprocess.size, preprocess.size)
+        network = rewrite_graph(network, example, ({0: torch.export.Dim("batch", min=1, max=4096)},))
     return DeployModule(network, preprocess, takes_bytes=takes_bytes, temperature=temperature).eval()
 
 
