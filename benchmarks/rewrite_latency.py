@@ -48,7 +48,7 @@ def main(run: Path, data: Path, size: int | None) -> None:
             name = f"{target} {precision} {FORMS[rewrite]}"
             folder = Path(temporary) / name.replace(" ", "-")
             folder.mkdir()
-            details[name] = TARGETS[target].compile(ExportJob(student, folder, precision, rewrite, calibration))
+            details[name] = TARGETS[target].compile(ExportJob(student, folder, precision, rewrite, calibration)).details
             file = folder / ("model_static.onnx" if target == "onnx" else "model.pte")
             sizes[name] = file.stat().st_size
             calls[name] = _call(load_model(target, file, threads=1).run, to_input(pixels))

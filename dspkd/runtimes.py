@@ -7,7 +7,7 @@ optional packages and are imported when a model is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,19 @@ def _load_executorch(path: Path, threads: int) -> LoadedModel:
     return LoadedModel(f"executorch {_version('executorch')} XNNPACK", run, dtype="uint8" if takes_bytes else "float32")
 
 
+def _load_openvino(path: Path, threads: int) -> LoadedModel:
+    # ExecuTorch hands OpenVINO no settings, so `threads` has no effect, and it computes as the CPU does by default.
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "running an OpenVINO program needs openvino", hint="pip install 'dspkd[openvino]'"
+        ) from error
+    arithmetic = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    runtime = f"executorch {_version('executorch')} OpenVINO {_version('openvino')}, {arithmetic} on this CPU"
+    return replace(_load_executorch(path, threads), runtime=runtime)
+
+
 def _load_tensorrt(path: Path, threads: int) -> LoadedModel:
     from dspkd.tensorrt_runtime import load_tensorrt
 
@@ -116,6 +129,7 @@ def _load_tensorrt(path: Path, threads: int) -> LoadedModel:
 RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {
     "onnx": _load_onnx,
     "executorch": _load_executorch,
+    "executorch-openvino": _load_openvino,
     "tensorrt": _load_tensorrt,
 }
 

@@ -25,7 +25,12 @@ JSON = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdo
 
 def export(
     run: Path = typer.Argument(..., help="A run or student folder."),
-    target: str = typer.Option("onnx,executorch", "--target", help="Targets, with commas: onnx, executorch, tensorrt."),
+    target: str = typer.Option(
+        "onnx,executorch",
+        "--target",
+        help="Targets, with commas: onnx, executorch (the CPU, XNNPACK), tensorrt, or executorch-BACKEND for another "
+        "processor: vulkan, coreml, openvino, ethos-u55-128, ethos-u55-256, ethos-u65-256, ethos-u85-256.",
+    ),
     precision: str = typer.Option("fp32", "--precision", help="Precisions, with commas: fp32, fp16, int8."),
     out: Path = typer.Option(Path("artifacts"), "--out", help="Artifacts are written to OUT/TARGET-PRECISION."),
     data: Path | None = typer.Option(None, "--data", help="Where the run's images lie now. [default: where they lay]"),
@@ -61,7 +66,7 @@ def export(
     certificate fails.
     """
     from dspkd.student import load_student
-    from dspkd_export import export_student
+    from dspkd_export import TARGETS, export_student
 
     targets, precisions = _listed(target), _listed(precision)
     if input_ not in ("float32", "uint8"):
@@ -94,6 +99,9 @@ def export(
                 say(f"  in its place: {_summary(certificate['stand_in'])}")
         else:
             say(f"{artifact.path}: {size:.2f} MB, {_summary(certificate)}")
+    for name in targets:
+        for missing in (p for p in precisions if p not in TARGETS[name].precisions):
+            say(f"skipped: {name} has no {missing}")
     runnable = [str(a.path) for a in artifacts if a.card.certificate["passed"]]
     if runnable:
         say(f"next: dspkd bench {' '.join(runnable)} --student {run}")

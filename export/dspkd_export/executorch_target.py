@@ -11,8 +11,11 @@ from dspkd.errors import MissingDependencyError
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
 from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.quantised_graph import int8_graph_of
 
-__all__ = ["compile_executorch"]
+__all__ = ["MODEL_FILE", "HalfInside", "compile_executorch", "delegation_details", "quantised_by"]
+
+MODEL_FILE = "model.pte"
 
 
 def compile_executorch(job: ExportJob) -> Compiled:
@@ -20,7 +23,10 @@ def compile_executorch(job: ExportJob) -> Compiled:
     try:
         with quiet_libraries():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.devtools.backend_debug import get_delegation_info
+            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+                XNNPACKQuantizer,
+                get_symmetric_quantization_config,
+            )
             from executorch.exir import to_edge_transform_and_lower
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
@@ -28,31 +34,51 @@ def compile_executorch(job: ExportJob) -> Compiled:
         ) from error
 
     module: nn.Module = job.module()
+    example = (job.module().example(1, job.size),)
     if job.precision == "fp16":
-        module = _HalfInside(module).eval()
-    calibration = job.calibration_input() if job.precision == "int8" else None
-    example = (torch.zeros(1, 3, job.size, job.size),)
+        module = HalfInside(module).eval()
+    if job.trained_int8:
+        module = int8_graph_of(job)
+    calibration = job.calibration_input() if job.precision == "int8" and not job.trained_int8 else None
     with quiet_libraries():
         exported = torch.export.export(module, example, strict=False)
         if calibration is not None:
-            quantised = _quantise(exported.module(check_guards=False), torch.from_numpy(calibration))
+            quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+            quantised = quantised_by(quantizer, exported.module(check_guards=False), torch.from_numpy(calibration))
             exported = torch.export.export(quantised, example, strict=False)
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        graph = lowered.exported_program().graph_module
-        info, outside = get_delegation_info(graph), _nodes_outside(graph)
+        details = delegation_details("XNNPACK", lowered)
         program = lowered.to_executorch()
-    (job.folder / "model.pte").write_bytes(program.buffer)
-    details = {
-        "backend": "XNNPACK",
+    (job.folder / MODEL_FILE).write_bytes(program.buffer)
+    if job.trained_int8:
+        details["trained_int8"] = True
+    elif job.precision == "int8":
+        details["quantisation"] = {
+            "activations": "int8, affine, range from a histogram",
+            "weights": "int8, symmetric, per channel",
+        }
+    return Compiled((MODEL_FILE,), details, loaded={MODEL_FILE: load_model("executorch", job.folder / MODEL_FILE)})
+
+
+def delegation_details(backend: str, lowered: Any) -> dict[str, Any]:
+    """What of a lowered program (`EdgeProgramManager`) its backend takes, and what is left to the CPU.
+
+    Read before `to_executorch`, which adds nodes of its own.
+    """
+    from executorch.devtools.backend_debug import get_delegation_info
+
+    graph = lowered.exported_program().graph_module
+    info = get_delegation_info(graph)
+    return {
+        "backend": backend,
         "delegates": int(info.num_delegated_subgraphs),
         "delegated_nodes": int(info.num_delegated_nodes),
         "nodes_outside": int(info.num_non_delegated_nodes),
-        "outside": outside,
+        "outside": _nodes_outside(graph),
     }
-    return Compiled(("model.pte",), details, loaded={"model.pte": load_model("executorch", job.folder / "model.pte")})
 
 
-class _HalfInside(nn.Module):
+class HalfInside(nn.Module):
     """float32 at both ends, half precision between."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -60,18 +86,15 @@ class _HalfInside(nn.Module):
         self.module = module.half()
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.module(image.half()).float()
+        return self.module(image.half() if image.is_floating_point() else image).float()
 
 
-def _quantise(graph: Any, images: Tensor) -> Any:
-    """Post-training quantisation (PT2E): symmetric, weights per channel, ranges from `images`."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+def quantised_by(quantizer: Any, graph: Any, images: Tensor) -> Any:
+    """`graph` after post-training quantisation (PT2E) as `quantizer` annotates it, with ranges from `images`, one after
+    the other. The result runs in PyTorch, which computes in float32 between the roundings.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(graph, quantizer)
     with torch.no_grad():
         for image in images:

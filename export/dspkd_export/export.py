@@ -21,6 +21,7 @@ from dspkd.student import load_student, tool_versions
 from dspkd_export.bounds import DEFAULT_MARGIN
 from dspkd_export.calibration import Calibration, required_for_int8
 from dspkd_export.certificate import Images, certify, not_certified
+from dspkd_export.executorch_backends import BACKENDS
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
@@ -49,6 +50,7 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(compile_onnx, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
     "executorch": Target(compile_executorch, PRECISIONS, 1, ("executorch", "torchao")),
     "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
+    **{name: Target(backend.compile, backend.precisions, 1, backend.packages) for name, backend in BACKENDS.items()},
 }
 
 
@@ -67,7 +69,8 @@ def export_student(
     temperature: float | Literal["fit"] = 1.0,
     progress: Progress | None = None,
 ) -> list[Artifact]:
-    """Export one student for every target and precision, each into `out/TARGET-PRECISION`, with its certificate.
+    """Export one student for every target and every precision that it has, each into `out/TARGET-PRECISION`, with its
+    certificate.
 
     `images` judge; `calibration` sets the ranges of int8 and must be other images. `rewrite=False` compiles the network
     as its library has it. `device` is where a target that compiles on its device does so. `takes_bytes` makes the input
@@ -81,12 +84,14 @@ def export_student(
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}", hint=f"choose from {', '.join(TARGETS)}")
-        for precision in precisions:
-            if precision not in TARGETS[target].precisions:
-                raise UsageError(
-                    f"target {target} has no precision {precision!r}",
-                    hint=f"choose from {', '.join(TARGETS[target].precisions)}",
-                )
+        if not set(precisions) & set(TARGETS[target].precisions):
+            raise UsageError(
+                f"target {target} has no precision {', '.join(precisions)}",
+                hint=f"choose from {', '.join(TARGETS[target].precisions)}",
+            )
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
     if "int8" in precisions:
         required_for_int8(calibration)
     if calibration is not None and (seen := set(calibration.image_ids) & set(images.image_ids)):
@@ -101,7 +106,7 @@ def export_student(
     softmax = {"temperature": temperature} | ({"temperature_fitted_on": images.what} if fitted else {})
     artifacts = []
     for target in targets:
-        for precision in precisions:
+        for precision in (p for p in precisions if p in TARGETS[target].precisions):
             destination = out / f"{target}-{precision}"
             if progress:
                 progress(0, 1, f"compiling {destination.name}")

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from PIL import Image
 
 from dspkd.fileio import seal, write_json
 from dspkd.models import create_model
+from dspkd.runtimes import load_model
 from dspkd_export import TARGETS
-from dspkd_export.export import Target
+from dspkd_export.job import Compiled
 
 TRAIN = ("train", "shufflenet_v2_x0_5", "--size", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu")
 DISTILL = ("distill", "--student", "shufflenet_v2_x0_5", "--size", "32", "--epochs", "2", "--device", "cpu")
@@ -300,9 +302,9 @@ def test_a_failed_certificate(refused, lively_artifacts, tiny_teacher, tmp_path,
 
     def wrong_model(job):
         shutil.copy(lively_artifacts["executorch"] / "model.pte", job.folder)
-        return {}
+        return Compiled(("model.pte",), {}, loaded={"model.pte": load_model("executorch", job.folder / "model.pte")})
 
-    monkeypatch.setitem(TARGETS, "executorch", Target(wrong_model, ("model.pte",), ("fp32",), 1, ()))
+    monkeypatch.setitem(TARGETS, "executorch", replace(TARGETS["executorch"], compile=wrong_model))
     written = tmp_path / "executorch-fp32"
     refused(3, written, "export", tiny_teacher, "--target", "executorch", "--out", tmp_path, "--json")
     refused(4, [written / "artifact.json", "certificate"], "verify", written)
