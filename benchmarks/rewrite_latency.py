@@ -52,7 +52,7 @@ def main(run: Path, data: Path, size: int | None) -> None:
             file = folder / ("model_static.onnx" if target == "onnx" else "model.pte")
             sizes[name] = file.stat().st_size
             calls[name] = _call(load_model(target, file, threads=1).run, to_input(pixels))
-        times = measure_interleaved(calls, StopRule(warmup_rounds=20, min_rounds=300, max_rounds=4000, seconds=90.0))
+        times = measure_interleaved(calls, StopRule(warmup_rounds=20, min_rounds=300, max_rounds=2500, seconds=60.0))
     machine = describe_environment(1)
     what = f"{student.card.architecture}, {student.card.preprocess.size} px"
     print(f"{what}, {machine['cpu']}, 1 thread, {len(times[name])} rounds\n")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dspkd.errors import MissingDependencyError
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
+from dspkd_export.deploy_module import DeployModule
 from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.quantised_graph import int8_graph_of
 
@@ -33,10 +34,9 @@ def compile_executorch(job: ExportJob) -> Compiled:
             f"ExecuTorch export needs {error.name}", hint="pip install 'dspkd[executorch]'"
         ) from error
 
-    module: nn.Module = job.module()
-    example = (job.module().example(1, job.size),)
-    if job.precision == "fp16":
-        module = HalfInside(module).eval()
+    deployed = job.module()
+    example = (deployed.example(1, job.size),)
+    module: nn.Module = HalfInside(deployed).eval() if job.precision == "fp16" else deployed
     if job.trained_int8:
         module = int8_graph_of(job)
     calibration = job.calibration_input() if job.precision == "int8" and not job.trained_int8 else None
@@ -79,14 +79,17 @@ def delegation_details(backend: str, lowered: Any) -> dict[str, Any]:
 
 
 class HalfInside(nn.Module):
-    """float32 at both ends, half precision between."""
+    """float32 at both ends and in the softmax, half precision between."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: DeployModule) -> None:
         super().__init__()
-        self.module = module.half()
+        self.temperature = module.temperature
+        self.logits = module.half()
+        self.logits.gives_logits = True
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.module(image.half() if image.is_floating_point() else image).float()
+        logits = self.logits(image.half() if image.is_floating_point() else image).float()
+        return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
 
 
 def quantised_by(quantizer: Any, graph: Any, images: Tensor) -> Any:

@@ -222,6 +222,34 @@ def test_a_failed_certificate_is_a_gate_error_and_marks_the_artifact(
     assert certificate["top1_agreement"] == 1 - len(certificate["flipped"]) / len(lively_images) < 1.0
 
 
+def test_a_stand_in_that_fails_fails_the_artifact(
+    other_student, lively_artifacts, lively_images, tmp_path, monkeypatch
+):
+    def copy(job):
+        shutil.copy(lively_artifacts["onnx"] / "model.onnx", job.folder / "model.onnx")
+        model = load_model("onnx", job.folder / "model.onnx")
+        return Compiled(("model.onnx",), {}, not_run="no device at hand", stand_in={"model.onnx": model})
+
+    monkeypatch.setitem(TARGETS, "tensorrt", replace(TARGETS["tensorrt"], compile=copy))
+    with pytest.raises(GateError, match="tensorrt-fp32"):
+        export_student(other_student, targets=["tensorrt"], precisions=["fp32"], out=tmp_path, images=lively_images)
+    certificate = load_artifact(tmp_path / "tensorrt-fp32").card.certificate
+    assert certificate["passed"] is certificate["stand_in"]["passed"] is False
+    assert certificate["not_run"] == "no device at hand"
+
+
+def test_a_precision_that_one_of_several_targets_lacks_is_left_out(
+    lively_student, lively_images, tmp_path, copying_target, monkeypatch
+):
+    monkeypatch.setitem(TARGETS, "executorch", replace(TARGETS["onnx"], precisions=("fp16",)))
+    made = export_student(
+        lively_student, targets=["onnx", "executorch"], precisions=["fp32", "fp16"], out=tmp_path, images=lively_images
+    )
+    assert [a.path.name for a in made] == ["onnx-fp32", "onnx-fp16", "executorch-fp16"]
+    with pytest.raises(UsageError, match="executorch has no precision fp32"):
+        export_student(lively_student, targets=["executorch"], precisions=["fp32"], out=tmp_path, images=lively_images)
+
+
 CLASSES = ("a", "b", "c")
 REFERENCE = np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25]], dtype=np.float32)
 
