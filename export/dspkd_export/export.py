@@ -89,6 +89,8 @@ def export_student(
                 f"target {target} has no precision {', '.join(precisions)}",
                 hint=f"choose from {', '.join(TARGETS[target].precisions)}",
             )
+    if device != "local" and "tensorrt" not in targets:
+        raise UsageError(f"--device {device} is for tensorrt, which is not among the targets", hint="leave it out")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UsageError(f"unknown precision {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")

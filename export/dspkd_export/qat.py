@@ -32,6 +32,7 @@ from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
 from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, training_size
 from dspkd.train.reporter import Reporter
+from dspkd.train.run import CONFIG_FILE
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import Normalise
 from dspkd_export.deploy_module import deploy_module
@@ -85,6 +86,8 @@ def quantisation_aware_stage(config: QatConfig, *, resume: bool = False, reporte
         if not resume:
             raise OutputError(f"{out} already holds a run", hint="add --resume to go on with it, or choose another")
         _check_same(config, student)
+    if (out / CONFIG_FILE).is_file():
+        raise OutputError(f"{out} already holds a run of another kind", hint="choose another --out")
     if is_student_dir(out):
         reporter.message(f"{out} is already finished")
         return load_student(out)

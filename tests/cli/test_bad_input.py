@@ -297,6 +297,38 @@ def test_export_without_the_split_or_the_images(refused, student, tmp_path):
     refused(1, student / "split.json", "export", student, "--out", tmp_path / "artifacts")
 
 
+@pytest.mark.parametrize(
+    ("code", "named", "arguments"),
+    [
+        (2, "warm-up", ["--stage", "warm-up", "--student", "S", "--out", "O"]),
+        (2, "--student", ["--stage", "qat", "--out", "O"]),
+        (2, "--out", ["--stage", "qat", "--student", "S"]),
+        (2, "--preset", ["--stage", "qat", "--student", "S", "--out", "O", "--preset", "matched"]),
+        (2, "--size", ["--stage", "qat", "--student", "S", "--out", "O", "--size", "64"]),
+        (1, "S does not exist", ["--stage", "qat", "--student", "S", "--out", "O"]),
+    ],
+)
+def test_a_stage_that_cannot_be_run_alone(refused, tmp_path, code, named, arguments):
+    here = [str(tmp_path / a) if a in "SO" else a for a in arguments]
+    refused(code, named, "distill", *here)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("bytes", ["--input", "bytes"]),
+        ("hot", ["--temperature", "hot"]),
+        ("adb", ["--target", "tensorrt", "--device", "adb:1"]),
+        ("is for tensorrt", ["--target", "onnx", "--device", "ssh://board"]),
+        ("gopher://x", ["--target", "tensorrt", "--device", "gopher://x"]),
+    ],
+)
+def test_an_export_that_cannot_be(refused, tiny_teacher, tmp_path, named, arguments):
+    refused(2, named, "export", tiny_teacher, *arguments, "--out", tmp_path / "artifacts")
+    assert not (tmp_path / "artifacts").exists() or list((tmp_path / "artifacts").iterdir()) == []
+
+
 def test_a_failed_certificate(refused, lively_artifacts, tiny_teacher, tmp_path, monkeypatch):
     """The lively student's model instead of the teacher's own: exit code 3, and verify refuses what was written."""
 
