@@ -19,11 +19,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dspkd.errors import VerificationError
+from dspkd.errors import DeviceError, VerificationError
 from dspkd.fileio import read_sealed_json, sha256_file, write_sealed_json
 from dspkd.preprocess import Preprocess
 
-__all__ = ["ARTIFACT_SCHEMA_VERSION", "Artifact", "ArtifactCard", "is_artifact_dir", "load_artifact", "write_card"]
+__all__ = [
+    "ARTIFACT_SCHEMA_VERSION",
+    "Artifact",
+    "ArtifactCard",
+    "check_runs_here",
+    "is_artifact_dir",
+    "load_artifact",
+    "write_card",
+]
 
 ARTIFACT_SCHEMA_VERSION = 2
 CARD = "artifact.json"
@@ -76,6 +84,14 @@ class Artifact:
     @property
     def name(self) -> str:
         return f"{self.card.target}-{self.card.precision}"
+
+
+def check_runs_here(artifact: Artifact) -> None:
+    """DeviceError for an artifact that was exported without its runtime, such as a kit for another device."""
+    if "not_run" in artifact.card.certificate:
+        raise DeviceError(
+            f"{artifact.path} cannot be run here: {artifact.card.certificate['not_run']}", hint="use it where it runs"
+        )
 
 
 def is_artifact_dir(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dspkd.artifact import is_artifact_dir, load_artifact
+from dspkd.artifact import check_runs_here, is_artifact_dir, load_artifact
 from dspkd.errors import UsageError
 from dspkd.runtimes import load_model, to_input
 from dspkd.student import is_student_dir, load_student
@@ -109,8 +109,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
     card = artifact.card
     # The static file where there is one: a phone or a camera classifies one picture at a time.
     file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
-    if card.certificate["passed"] is None:
-        raise UsageError(f"{folder} cannot be measured: {card.certificate['not_run']}", hint="measure it where it runs")
+    check_runs_here(artifact)
     source: dict[str, Any] = card.model_dump()["source"]
     model = load_model(card.target, folder / file, threads=threads)
     certificate = card.certificate

@@ -66,11 +66,13 @@ def export(
     certificate fails.
     """
     from dspkd.student import load_student
-    from dspkd_export import TARGETS, export_student
+    from dspkd_export import TARGETS, check_request, export_student
 
     targets, precisions = _listed(target), _listed(precision)
     if input_ not in ("float32", "uint8"):
         raise UsageError(f"unknown --input {input_!r}", hint="float32 or uint8")
+    divisor = _temperature(temperature)
+    check_request(targets, precisions, device)
     student = load_student(run)
     with reporting() as reporter:
         artifacts = export_student(
@@ -84,7 +86,7 @@ def export(
             margin=margin,
             device=device,
             takes_bytes=input_ == "uint8",
-            temperature=_temperature(temperature),
+            temperature=divisor,
             progress=reporter.progress,
         )
     if as_json:
@@ -99,6 +101,10 @@ def export(
                 say(f"  in its place: {_summary(certificate['stand_in'])}")
         else:
             say(f"{artifact.path}: {size:.2f} MB, {_summary(certificate)}")
+    if student.card.quantised:
+        for artifact in artifacts:
+            if artifact.card.precision == "int8" and not artifact.card.details.get("trained_int8"):
+                say(f"{artifact.path}: calibrated; it does not take the student's trained int8 weights")
     for name in targets:
         for missing in (p for p in precisions if p not in TARGETS[name].precisions):
             say(f"skipped: {name} has no {missing}")
@@ -175,11 +181,12 @@ def _part(student: Student, data: Path | None, part: str, reporter: Reporter) ->
 
 def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
-    from dspkd.artifact import load_artifact
+    from dspkd.artifact import check_runs_here, load_artifact
     from dspkd.evaluate import Classifier
     from dspkd.runtimes import load_model
 
     artifact = load_artifact(folder)
+    check_runs_here(artifact)
     model = load_model(artifact.card.target, artifact.model_path)
     return Classifier(str(folder), artifact.card.classes, artifact.card.preprocess, model.answer)
 

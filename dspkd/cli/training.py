@@ -127,7 +127,8 @@ def distill(
     split.json, config.toml, metrics.jsonl, predictions, checkpoints and pictures.
 
     --stage qat takes a finished student (--student FOLDER) through quantisation-aware distillation, with the teacher,
-    images and split that it had. --out is the same student with a second set of weights, which int8 exports then take.
+    images and split that it had. --out is the same student with a second set of weights, which int8 exports to onnx and
+    executorch then take.
     For students that lose more than the margin when they are only calibrated.
     """
     from dspkd.config import apply_overrides
@@ -136,7 +137,8 @@ def distill(
         _quantisation_aware(
             stage, student, out,
             unusable={"--preset": preset, "--weights": weights, "--size": size, "--split": split, "--config": config,
-                      "--teacher-model": teacher_model, "--device": device, "--precision": precision,
+                      "--teacher-model": teacher_model, "--teacher-weights": teacher_weights,
+                      "--teacher-epochs": teacher_epochs, "--device": device, "--precision": precision,
                       "--set": set_ or None, "--pretrained": pretrained or None},
             resume=resume, as_json=as_json,
             teacher=teacher, data=data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers,

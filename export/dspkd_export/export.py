@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dspkd.artifact import GOLDEN, Artifact, ArtifactCard, FileRecord, load_artifact, write_card
+from dspkd.devices import open_device
 from dspkd.errors import GateError, UsageError
 from dspkd.evaluate import student_classifier
 from dspkd.fileio import atomic_dir, sha256_file
@@ -29,7 +30,7 @@ from dspkd_export.onnx_target import compile_onnx
 from dspkd_export.temperature import fit_temperature, tempered
 from dspkd_export.tensorrt_target import compile_tensorrt
 
-__all__ = ["TARGETS", "Target", "export_student"]
+__all__ = ["TARGETS", "Target", "check_request", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 GOLDEN_IMAGES = 8
@@ -52,6 +53,26 @@ TARGETS: dict[str, Target] = {
     "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
     **{name: Target(backend.compile, backend.precisions, 1, backend.packages) for name, backend in BACKENDS.items()},
 }
+
+
+def check_request(targets: Sequence[str], precisions: Sequence[str], device: str = "local") -> None:
+    """UsageError for an unknown target, precision or kind of device, before anything is read or compiled."""
+    if not targets or not precisions:
+        raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
+    for target in targets:
+        if target not in TARGETS:
+            raise UsageError(f"unknown target {target!r}", hint=f"choose from {', '.join(TARGETS)}")
+        if not set(precisions) & set(TARGETS[target].precisions):
+            raise UsageError(
+                f"target {target} has no precision {', '.join(precisions)}",
+                hint=f"choose from {', '.join(TARGETS[target].precisions)}",
+            )
+    if device != "local" and "tensorrt" not in targets:
+        raise UsageError(f"--device {device} is for tensorrt, which is not among the targets", hint="leave it out")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+    open_device(device)
 
 
 def export_student(
@@ -79,21 +100,7 @@ def export_student(
     one. Raises UsageError for an unknown target or precision and for int8 without calibration, and GateError at the end
     if a certificate failed; that artifact is written too, and marked so.
     """
-    if not targets or not precisions:
-        raise UsageError("no target or no precision to export", hint=f"choose from {', '.join(TARGETS)}")
-    for target in targets:
-        if target not in TARGETS:
-            raise UsageError(f"unknown target {target!r}", hint=f"choose from {', '.join(TARGETS)}")
-        if not set(precisions) & set(TARGETS[target].precisions):
-            raise UsageError(
-                f"target {target} has no precision {', '.join(precisions)}",
-                hint=f"choose from {', '.join(TARGETS[target].precisions)}",
-            )
-    if device != "local" and "tensorrt" not in targets:
-        raise UsageError(f"--device {device} is for tensorrt, which is not among the targets", hint="leave it out")
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+    check_request(targets, precisions, device)
     if "int8" in precisions:
         required_for_int8(calibration)
     if calibration is not None and (seen := set(calibration.image_ids) & set(images.image_ids)):
@@ -206,7 +213,11 @@ def _build(
                 "architecture": card.architecture,
                 "role": card.role,
                 "weights_sha256": card.weights_sha256,
-                **({"int8_weights_sha256": card.quantised["sha256"]} if card.quantised else {}),
+                **(
+                    {"int8_weights_sha256": card.quantised["sha256"]}
+                    if card.quantised and compiled.details.get("trained_int8")
+                    else {}
+                ),
                 "data": {k: v for k, v in card.data.items() if k != "root"},
                 "test": {
                     k: v for k, v in card.metrics.get("test", {}).items() if k in ("n", "accuracy", "balanced_accuracy")

@@ -2,7 +2,7 @@
 
 The student's deployed form is fake-quantised and trained against its teacher with the loss of stage 2 (NormKD), so that
 its weights settle where rounding does no harm. The float weights stay as they were: the result is the same student,
-with a second set of weights and their scales beside it, which every int8 export then takes.
+with a second set of weights and their scales beside it, which int8 exports for ONNX Runtime and ExecuTorch's CPU take.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class QatConfig:
     distillation_weight: float = 0.9
     t_norm: float = 1.2
 
-    def fingerprint(self, student: Student) -> str:
+    def fingerprint(self, student: Student, teacher: Student) -> str:
         """Hash of everything that decides the result."""
-        values = asdict(self) | {"student": student.card.weights_sha256}
+        values = asdict(self)
         for key in ("out", "data", "workers"):
             values.pop(key)
+        values |= {"student": student.card.weights_sha256, "teacher": teacher.card.weights_sha256}
         return sha256_bytes(canonical_json({k: str(v) if isinstance(v, Path) else v for k, v in values.items()}))
 
 
@@ -80,37 +81,56 @@ def quantisation_aware_stage(config: QatConfig, *, resume: bool = False, reporte
     """
     reporter, out = reporter or Reporter(), config.out
     student = load_student(config.student)
+    _check_numbers(config)
     if out.resolve() == config.student.resolve():
         raise UsageError(f"--out {out} is the student itself", hint="choose another --out; the student stays as it is")
+    teacher = _teacher(config, student)
     if is_student_dir(out) or (out / LAST).is_file():
         if not resume:
             raise OutputError(f"{out} already holds a run", hint="add --resume to go on with it, or choose another")
-        _check_same(config, student)
+        _check_same(config, student, teacher)
     if (out / CONFIG_FILE).is_file():
         raise OutputError(f"{out} already holds a run of another kind", hint="choose another --out")
     if is_student_dir(out):
         reporter.message(f"{out} is already finished")
         return load_student(out)
-    teacher = load_student(_teacher_folder(config, student))
     data = _data(config, student, teacher)
     for folder in (out, (out / LAST).parent):
         remove_leftovers(ensure_dir(folder))
     return _Stage(config, student, teacher, data, reporter).carry_out()
 
 
-def _check_same(config: QatConfig, student: Student) -> None:
-    if read_checkpoint(config.out / LAST)["fingerprint"] != config.fingerprint(student):
+def _check_numbers(config: QatConfig) -> None:
+    for flag, value, right in (
+        ("--lr", config.lr, 0.0 < config.lr < math.inf),
+        ("--seed", config.seed, config.seed >= 0),
+        ("--epochs", config.epochs, config.epochs >= 1),
+        ("--batch-size", config.batch_size, config.batch_size >= 1),
+    ):
+        if not right:
+            raise UsageError(f"{flag} {value} is too small or no number", hint="leave it out for the default")
+
+
+def _check_same(config: QatConfig, student: Student, teacher: Student) -> None:
+    if read_checkpoint(config.out / LAST)["fingerprint"] != config.fingerprint(student, teacher):
         raise CheckpointError(
             f"{config.out} was started with another configuration",
             hint="resume with the same settings, or start anew in another --out",
         )
 
 
-def _teacher_folder(config: QatConfig, student: Student) -> Path:
+def _teacher(config: QatConfig, student: Student) -> Student:
     named = config.teacher or student.card.config.get("teacher")
     if named is None:
         raise UsageError(f"{config.student} was not distilled: no teacher is known", hint="give --teacher FOLDER")
-    return Path(named)
+    teacher = load_student(Path(named))
+    known = (student.card.teacher or {}).get("weights_sha256")
+    if config.teacher is None and teacher.card.weights_sha256 != known:
+        raise UsageError(
+            f"{named} is no longer the teacher that {config.student} was distilled from",
+            hint="name the teacher that you want with --teacher FOLDER",
+        )
+    return teacher
 
 
 def _data(config: QatConfig, student: Student, teacher: Student) -> PreparedData:
@@ -246,13 +266,16 @@ class _Stage:
                 "history": json.dumps(self.history),
                 "best": json.dumps(self.best),
                 "rng": torch.get_rng_state(),
-                "fingerprint": self.config.fingerprint(self.student),
+                "fingerprint": self.config.fingerprint(self.student, self.teacher),
             },
         )
-        write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        self._write_history()
         self.reporter.message(
             f"qat {epoch + 1}/{self.config.epochs}  loss {loss:.4f}  val balanced accuracy {score:.3f} (fake-quantised)"
         )
+
+    def _write_history(self) -> None:
+        write_text(self.config.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     @torch.no_grad()
     def _evaluate(self, graph: nn.Module, part: str, *, intervals: bool = False) -> dict[str, Any]:
@@ -273,6 +296,8 @@ class _Stage:
         state = read_checkpoint(out / BEST)["graph"]
         self.graph.load_state_dict(state)
         metrics = {part: self._evaluate(self.graph, part, intervals=True) for part in ("val", "test")}
+        # Once more: a kill may have come between the last checkpoint and this file.
+        self._write_history()
         shutil.copy2(config.student / SPLIT_FILE, out / SPLIT_FILE)
         save_quantised(
             out,

@@ -41,7 +41,7 @@ Build the engine on the machine that will run it: it works only with the TensorR
     python3 {script} build
 
 This turns {onnx} into {engine}, beside it {log} and {report}. It needs Python 3.8 or later and TensorRT's Python module
-(on a Jetson: python3-libnvinfer), version 8.6, 10 or 11. Without that module:
+(on a Jetson: python3-libnvinfer), version {versions}. Without that module:
 
     python3 {script} build --trtexec /usr/src/tensorrt/bin/trtexec
 
@@ -87,7 +87,7 @@ def compile_tensorrt(job: ExportJob) -> Compiled:
 def _write_kit(job: ExportJob) -> dict[str, Any]:
     """model.onnx, build_engine.py and README.md in the job's folder. Returns what the manifest says of them."""
     model = build_onnx(job, dynamic=True, opset=OPSET, symmetric=True)
-    _pool_instead_of_mean(model)
+    means = _pool_instead_of_mean(model)
     model.ir_version = IR_VERSION
     (job.folder / ONNX).write_bytes(model.SerializeToString(deterministic=True))
     (job.folder / SCRIPT).write_bytes(_script().read_bytes())
@@ -101,9 +101,11 @@ def _write_kit(job: ExportJob) -> dict[str, Any]:
         report=REPORT,
         input=image.format(job.size),
         classes=len(job.student.card.classes),
+        versions="10 or 11; TensorRT 8 misreads a mean in this model" if means else "8.6, 10 or 11",
     )
     write_text(job.folder / "README.md", readme)
     details: dict[str, Any] = {"opset": OPSET, "nodes": len(model.graph.node), "dynamic_batch": True}
+    details["oldest_tensorrt"] = "10" if means else "8.6"
     if job.precision == "int8":
         details["quantisation"] = {
             "activations": f"int8, symmetric, percentile {SYMMETRIC_PERCENTILE}",
@@ -191,8 +193,8 @@ def _compact(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _pool_instead_of_mean(model: Any) -> None:
-    """The mean over height and width as GlobalAveragePool, in place.
+def _pool_instead_of_mean(model: Any) -> int:
+    """The mean over height and width as GlobalAveragePool, in place. Returns how many other means are left.
 
     Since opset 18 the axes of ReduceMean are an input, which TensorRT 8's parser does not read: it would take the mean
     over everything.
@@ -200,15 +202,38 @@ def _pool_instead_of_mean(model: Any) -> None:
     import onnx
 
     constants = {weight.name: weight for weight in model.graph.initializer}
+    # Inferred anew: what the file says of its values is from before the precision was written into it.
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    values = onnx.shape_inference.infer_shapes(bare).graph.value_info
+    shapes = {value.name: value.type.tensor_type.shape for value in values}
+    nodes, left = [], 0
     for node in model.graph.node:
-        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+        nodes.append(node)
+        if node.op_type != "ReduceMean" or len(node.input) != 2:
             continue
-        axes = sorted(axis % 4 for axis in onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        left += 1
+        rank = len(shapes[node.input[0]].dim) if node.input[0] in shapes else 0
+        if rank != 4 or node.input[1] not in constants:
+            continue
+        axes = sorted(axis % rank for axis in onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        if axes != [2, 3]:
+            continue
+        left -= 1
         keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
-        if axes == [2, 3] and keeps:
-            node.op_type = "GlobalAveragePool"
-            del node.input[1:], node.attribute[:]
+        node.op_type = "GlobalAveragePool"
+        del node.input[1:], node.attribute[:]
+        if not keeps:
+            (flat,) = node.output
+            node.output[0] = f"{flat}_pooled"
+            nodes.append(
+                onnx.helper.make_node("Flatten", [node.output[0]], [flat], name=f"{node.name}_flatten", axis=1)
+            )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     used = {name for node in model.graph.node for name in node.input}
     for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
         model.graph.initializer.remove(weight)
     onnx.checker.check_model(model)
+    return left

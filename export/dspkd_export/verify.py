@@ -179,6 +179,8 @@ def _check_answer(artifact: Artifact, name: str, target: str, golden: Golden, an
     model = load_model(target, file)
     try:
         got = model.answer(golden.pixels)
+    except DeviceError:
+        raise
     except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
         raise VerificationError(f"{file} does not run on {GOLDEN}: {error}", hint="export again") from error
     if got.shape != answers:

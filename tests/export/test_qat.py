@@ -10,9 +10,10 @@ import torch
 
 from dspkd.cli.sharing import training_images, validation_images
 from dspkd.errors import CheckpointError, OutputError, UsageError, VerificationError
-from dspkd.student import load_student, read_quantised
+from dspkd.student import load_student, read_quantised, save_student
 from dspkd.train.reporter import Reporter
 from dspkd_export import export_student, verify
+from dspkd_export.temperature import tempered
 
 pytest.importorskip("executorch")
 from dspkd_export.qat import QatConfig, quantisation_aware_stage
@@ -161,3 +162,53 @@ def test_a_student_that_was_not_distilled_needs_a_teacher_by_name(tiny_teacher, 
 def test_the_student_itself_is_not_overwritten(settings):
     with pytest.raises(UsageError, match="is the student itself"):
         quantisation_aware_stage(QatConfig(out=settings["student"], **settings), resume=True)
+
+
+def test_another_teacher_is_not_taken_for_the_same(settings, quantised, tmp_path, tiny_teacher):
+    """Retrained in place since: neither a new stage nor a resume goes on with it in silence."""
+    student = load_student(settings["student"])
+    other = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    loaded = load_student(other)
+    with torch.no_grad():
+        next(loaded.model.parameters()).add_(0.1)
+    save_student(other, loaded.model, loaded.card)
+    moved = student.card.model_copy(update={"config": {**student.card.config, "teacher": str(other)}})
+    changed = shutil.copytree(settings["student"], tmp_path / "student")
+    save_student(changed, student.model, moved)
+    with pytest.raises(UsageError, match="no longer the teacher"):
+        quantisation_aware_stage(QatConfig(**{**settings, "student": changed}, out=tmp_path / "run"))
+    run = shutil.copytree(quantised, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        quantisation_aware_stage(QatConfig(**settings, teacher=other, out=run), resume=True)
+    # The same teacher by its name is the same stage.
+    quantisation_aware_stage(QatConfig(**settings, teacher=tiny_teacher, out=run), resume=True)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"seed": -1}, {"epochs": 0}])
+def test_numbers_that_are_none(settings, tmp_path, wrong):
+    with pytest.raises(UsageError, match="--"):
+        quantisation_aware_stage(QatConfig(**{**settings, **wrong}, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_trained_int8_with_bytes_and_a_temperature(quantised, int8_artifacts, tmp_path):
+    """The stored scales fit the graph that begins with bytes and ends with a temperature."""
+    student = load_student(quantised)
+    (artifact,) = export_student(
+        quantised,
+        targets=["onnx"],
+        precisions=["int8"],
+        out=tmp_path,
+        images=validation_images(student, None, Reporter()),
+        calibration=training_images(student, None, 12, Reporter()),
+        margin=1.0,
+        takes_bytes=True,
+        temperature=2.0,
+    )
+    assert artifact.card.details["trained_int8"] is True
+    with (
+        np.load(artifact.path / "golden.npz") as bytes_in,
+        np.load(int8_artifacts["onnx"].path / "golden.npz") as plain,
+    ):
+        expected = tempered(plain["deployed"], 2.0)
+        assert np.abs(bytes_in["deployed"] - expected).max() < 0.05
