@@ -89,9 +89,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing in `folder`. Only for a folder with a single writer."""
-    for path in folder.glob(".*.part*"):
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+    """Remove what a killed process was writing in `folder`, or of what it was writing there only `of`. Only where there
+    is a single writer.
+    """
+    for path in folder.glob(f".{glob.escape(of)}.*.part*" if of else ".*.part*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -110,29 +112,31 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     ensure_dir(path.parent)
     if path.exists() and not path.is_dir():
         raise OutputError(f"cannot write {path}: it is a file, not a folder", hint="choose another --out")
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(path.parent, of=path.name)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     old = path.with_name(f".{path.name}.old")
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists() and _exchange(temporary, path):
-            return
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.replace(old)
-        try:
-            temporary.replace(path)
-        except BaseException:
-            if old.exists():
-                old.replace(path)
-            raise
+        if not (path.exists() and _exchange(temporary, path)):
+            _replace_in_two_steps(path, temporary, old)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_in_two_steps(path: Path, temporary: Path, old: Path) -> None:
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:

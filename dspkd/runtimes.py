@@ -34,15 +34,17 @@ class LoadedModel:
 
     def input_of(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3) as `run` takes them."""
-        return np.ascontiguousarray(pixels) if self.dtype == "uint8" else to_input(pixels)
+        return to_input(pixels, self.dtype)
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3) -> probabilities (N, K)."""
         return self.run(self.input_of(pixels))
 
 
-def to_input(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1], contiguous."""
+def to_input(pixels: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1], or as it is for a model that takes uint8; contiguous."""
+    if dtype == "uint8":
+        return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255.0)
 
 

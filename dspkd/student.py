@@ -105,11 +105,7 @@ def save_student(folder: Path, model: nn.Module, card: StudentCard) -> StudentCa
 
     A kill in between leaves the old card beside new weights, which `load_student` refuses by the hash.
     """
-    from safetensors.torch import save_file
-
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_file(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    _write_weights(folder / WEIGHTS, model.state_dict())
     card = card.model_copy(
         update={
             "schema_version": STUDENT_SCHEMA_VERSION,
@@ -121,12 +117,16 @@ def save_student(folder: Path, model: nn.Module, card: StudentCard) -> StudentCa
     return card
 
 
-def save_quantised(folder: Path, student: Student, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write `student` into `folder` with a second set of weights beside its own; `about` goes into its card."""
+def _write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
-    with atomic_file(folder / INT8_WEIGHTS) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
+    with atomic_file(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary)
+
+
+def save_quantised(folder: Path, student: Student, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Write `student` into `folder` with a second set of weights beside its own; `about` goes into its card."""
+    _write_weights(folder / INT8_WEIGHTS, state)
     quantised = {"sha256": sha256_file(folder / INT8_WEIGHTS), **about}
     save_student(folder, student.model, student.card.model_copy(update={"quantised": quantised}))
 

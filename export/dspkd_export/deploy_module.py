@@ -32,7 +32,7 @@ class DeployModule(nn.Module):
         super().__init__()
         self.network, self.takes_bytes, self.temperature = network, takes_bytes, temperature
         self.gives_logits = False
-        """For training: ends before the temperature and the softmax."""
+        """For training and for half precision: ends before the temperature and the softmax."""
         # Bytes are not divided by 255 first: that would be one more pass over the picture.
         scale = 255.0 if takes_bytes else 1.0
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * scale)
@@ -42,15 +42,10 @@ class DeployModule(nn.Module):
         if self.takes_bytes:
             image = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         logits: Tensor = self.network((image - self.mean) / self.std)
-        if self.gives_logits:
-            return logits
-        return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
+        return logits if self.gives_logits else self.probabilities(logits)
 
-    def example(self, batch: int, size: int) -> Tensor:
-        """A blank input, as compilers want to see one."""
-        if self.takes_bytes:
-            return torch.zeros(batch, size, size, 3, dtype=torch.uint8)
-        return torch.zeros(batch, 3, size, size)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
 
 
 def deploy_module(

@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +23,11 @@ from dspkd.errors import MissingDependencyError, UsageError
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import LoadedModel, load_model
 from dspkd_export.executorch_target import MODEL_FILE, HalfInside, delegation_details, quantised_by
-from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.job import Compiled, ExportJob, Target
 
 __all__ = [
     "BACKENDS",
     "ETHOS_U",
-    "Backend",
     "compile_executorch_coreml",
     "compile_executorch_ethos_u",
     "compile_executorch_openvino",
@@ -39,14 +36,6 @@ __all__ = [
 
 ETHOS_U = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u85-256")
 """Accelerators, with their multiply-accumulates a cycle, as Vela names them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    compile: Callable[[ExportJob], Compiled]
-    precisions: tuple[str, ...]
-    packages: tuple[str, ...]
-    """Whose versions the manifest records."""
 
 
 def compile_executorch_vulkan(job: ExportJob) -> Compiled:
@@ -198,8 +187,7 @@ def _missing(backend: str, extra: str, error: ModuleNotFoundError) -> MissingDep
 
 def _exported(job: ExportJob, graph: nn.Module | None = None) -> Any:
     """The job's network, or what has been made of it, as a graph for one image."""
-    module = job.module()
-    return torch.export.export(graph or module, (module.example(1, job.size),), strict=False)
+    return torch.export.export(graph or job.module(), (job.example(1),), strict=False)
 
 
 def _write(job: ExportJob, backend: str, lowered: Any) -> dict[str, Any]:
@@ -221,7 +209,7 @@ def _in_pytorch(job: ExportJob, module: nn.Module, runtime: str) -> LoadedModel:
         # An exported graph has the batch of its example.
         return np.concatenate([module(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))])
 
-    return LoadedModel(f"{runtime}, torch {torch.__version__}", run, dtype="uint8" if job.takes_bytes else "float32")
+    return LoadedModel(f"{runtime}, torch {torch.__version__}", run, dtype=job.dtype)
 
 
 def _forget_intermediates(lowered: Any, folder: str) -> None:
@@ -253,18 +241,19 @@ def _cycle_model(folder: Path) -> dict[str, Any]:
     }
 
 
-BACKENDS: dict[str, Backend] = {
+BACKENDS: dict[str, Target] = {
     # int8 stops at Vulkan's depthwise convolution, which wants a multiple of four channels: the student has 58.
-    "executorch-vulkan": Backend(compile_executorch_vulkan, ("fp32", "fp16"), ("executorch",)),
-    "executorch-coreml": Backend(compile_executorch_coreml, ("fp32", "fp16"), ("executorch", "coremltools")),
-    "executorch-openvino": Backend(compile_executorch_openvino, ("fp32", "int8"), ("executorch", "openvino", "nncf")),
+    "executorch-vulkan": Target(compile_executorch_vulkan, ("fp32", "fp16"), 1, ("executorch",)),
+    "executorch-coreml": Target(compile_executorch_coreml, ("fp32", "fp16"), 1, ("executorch", "coremltools")),
+    "executorch-openvino": Target(compile_executorch_openvino, ("fp32", "int8"), 1, ("executorch", "openvino", "nncf")),
     **{
-        f"executorch-{accelerator}": Backend(
+        f"executorch-{accelerator}": Target(
             partial(compile_executorch_ethos_u, accelerator=accelerator),
             ("int8",),
+            1,
             ("executorch", "torchao", "ethos-u-vela", "tosa-tools"),
         )
         for accelerator in ETHOS_U
     },
 }
-"""Targets by name. All have the batch 1."""
+"""Targets by name."""

@@ -12,7 +12,7 @@ from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
 from dspkd_export.deploy_module import DeployModule
 from dspkd_export.job import Compiled, ExportJob
-from dspkd_export.quantised_graph import int8_graph_of
+from dspkd_export.quantised_graph import int8_graph_of, xnnpack_quantiser
 
 __all__ = ["MODEL_FILE", "HalfInside", "compile_executorch", "delegation_details", "quantised_by"]
 
@@ -24,27 +24,25 @@ def compile_executorch(job: ExportJob) -> Compiled:
     try:
         with quiet_libraries():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-                XNNPACKQuantizer,
-                get_symmetric_quantization_config,
-            )
             from executorch.exir import to_edge_transform_and_lower
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"ExecuTorch export needs {error.name}", hint="pip install 'dspkd[executorch]'"
         ) from error
 
-    deployed = job.module()
-    example = (deployed.example(1, job.size),)
-    module: nn.Module = HalfInside(deployed).eval() if job.precision == "fp16" else deployed
-    if job.trained_int8:
-        module = int8_graph_of(job)
+    example = (job.example(1),)
+    module: nn.Module
+    if job.precision == "fp16":
+        module = HalfInside(job.module()).eval()
+    else:
+        module = int8_graph_of(job) if job.trained_int8 else job.module()
     calibration = job.calibration_input() if job.precision == "int8" and not job.trained_int8 else None
     with quiet_libraries():
         exported = torch.export.export(module, example, strict=False)
         if calibration is not None:
-            quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-            quantised = quantised_by(quantizer, exported.module(check_guards=False), torch.from_numpy(calibration))
+            quantised = quantised_by(
+                xnnpack_quantiser(), exported.module(check_guards=False), torch.from_numpy(calibration)
+            )
             exported = torch.export.export(quantised, example, strict=False)
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         details = delegation_details("XNNPACK", lowered)
@@ -83,13 +81,12 @@ class HalfInside(nn.Module):
 
     def __init__(self, module: DeployModule) -> None:
         super().__init__()
-        self.temperature = module.temperature
-        self.logits = module.half()
-        self.logits.gives_logits = True
+        self.half_module = module.half()
+        self.half_module.gives_logits = True
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.logits(image.half() if image.is_floating_point() else image).float()
-        return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
+        logits = self.half_module(image.half() if image.is_floating_point() else image).float()
+        return self.half_module.probabilities(logits)
 
 
 def quantised_by(quantizer: Any, graph: Any, images: Tensor) -> Any:

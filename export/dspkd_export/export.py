@@ -5,7 +5,6 @@ at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from dspkd_export.certificate import Images, certify, not_certified
 from dspkd_export.executorch_backends import BACKENDS
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
-from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.job import ExportJob, Target
 from dspkd_export.onnx_target import compile_onnx
 from dspkd_export.temperature import fit_temperature, tempered
 from dspkd_export.tensorrt_target import compile_tensorrt
@@ -37,21 +36,12 @@ GOLDEN_IMAGES = 8
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    compile: Callable[[ExportJob], Compiled]
-    precisions: tuple[str, ...]
-    batch: str | int
-    """A name where the batch is dynamic."""
-    packages: tuple[str, ...]
-    """Whose versions the manifest records."""
-
-
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TARGETS: dict[str, Target] = {
-    "onnx": Target(compile_onnx, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
+    "onnx": Target(compile_onnx, PRECISIONS, "batch", ONNX_PACKAGES),
     "executorch": Target(compile_executorch, PRECISIONS, 1, ("executorch", "torchao")),
-    "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ("onnx", "onnxscript", "onnxruntime")),
-    **{name: Target(backend.compile, backend.precisions, 1, backend.packages) for name, backend in BACKENDS.items()},
+    "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ONNX_PACKAGES),
+    **BACKENDS,
 }
 
 
@@ -199,7 +189,7 @@ def _build(
             input={
                 "name": "image",
                 "shape": [target.batch, size, size, 3] if job.takes_bytes else [target.batch, 3, size, size],
-                "dtype": "uint8" if job.takes_bytes else "float32",
+                "dtype": job.dtype,
                 "layout": "NHWC" if job.takes_bytes else "NCHW",
                 "range": [0, 255] if job.takes_bytes else [0.0, 1.0],
             },

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.traceback import preserve_node_meta
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dspkd.quiet import quiet_libraries
 
@@ -145,11 +146,8 @@ def _fold_batch_norms(traced: GraphModule) -> None:
         # A weight may be computed, as in networks that standardise their weights.
         if not all(operand is None or operand.op == "get_attr" for operand in (*operands, kernel, bias)):
             continue
-        folded = _folded(
-            _stored(traced, kernel),
-            *(None if operand is None else _stored(traced, operand) for operand in (bias, *operands)),
-            eps=_argument(norm, 7, "eps"),
-        )
+        tensors = [None if o is None else _stored(traced, o) for o in (kernel, bias, *operands)]
+        folded = _folded(tensors, _argument(norm, 7, "eps"))
         prefix = str(kernel.target).rpartition(".")[0]
         with graph.inserting_before(conv):
             new = [
@@ -162,29 +160,14 @@ def _fold_batch_norms(traced: GraphModule) -> None:
         graph.erase_node(norm)
 
 
-def _folded(
-    kernel: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    *,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does the norm's work too; computed in float64, so that folding costs one
-    rounding.
+def _folded(tensors: Sequence[Any], eps: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does the norm's work too. `tensors`: its weight and bias, the norm's
+    weight, bias, mean and variance. Computed in float64, so that folding costs one rounding.
     """
-    assert mean is not None and variance is not None, "a norm without statistics is not folded"
-    scale = torch.rsqrt(variance.double() + eps)
-    if gain is not None:
-        scale = scale * gain.double()
-    shift = -mean.double() if bias is None else bias.double() - mean.double()
-    shift = shift * scale
-    if offset is not None:
-        shift = shift + offset.double()
-    weight = kernel.double() * scale.view(-1, *[1] * (kernel.ndim - 1))
-    return weight.to(kernel.dtype), shift.to(kernel.dtype)
+    kernel, bias, gain, offset, mean, variance = tensors
+    bias, gain, offset = (None if operand is None else operand.double() for operand in (bias, gain, offset))
+    weight, shift = fuse_conv_bn_weights(kernel.double(), bias, mean.double(), variance.double(), eps, gain, offset)
+    return weight.detach().to(kernel.dtype), shift.detach().to(kernel.dtype)
 
 
 def _split_by_slices(traced: GraphModule) -> None:

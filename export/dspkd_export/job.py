@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dspkd.runtimes import LoadedModel, to_input
 from dspkd.student import Student
 from dspkd_export.calibration import Calibration, required_for_int8
 from dspkd_export.deploy_module import DeployModule, deploy_module
 
-__all__ = ["Compiled", "ExportJob"]
+__all__ = ["Compiled", "ExportJob", "Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,16 @@ class ExportJob:
 
     def calibration_input(self) -> np.ndarray:
         """The calibration images as the module takes them. UsageError without any: no ranges are made up."""
-        pixels = required_for_int8(self.calibration).pixels
-        return np.ascontiguousarray(pixels) if self.takes_bytes else to_input(pixels)
+        return to_input(required_for_int8(self.calibration).pixels, self.dtype)
+
+    @property
+    def dtype(self) -> str:
+        """Of the model's input."""
+        return "uint8" if self.takes_bytes else "float32"
+
+    def example(self, batch: int) -> Tensor:
+        """A blank input, as compilers want to see one."""
+        return torch.from_numpy(to_input(np.zeros((batch, self.size, self.size, 3), dtype=np.uint8), self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +78,13 @@ class Compiled:
     """What the model files are made from, on a runtime that is here: shows that quantisation and graph are right, but
     not what the target's own kernels answer.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    compile: Callable[[ExportJob], Compiled]
+    precisions: tuple[str, ...]
+    batch: str | int
+    """A name where the batch is dynamic."""
+    packages: tuple[str, ...]
+    """Whose versions the manifest records."""

@@ -96,10 +96,9 @@ def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: 
         raise MissingDependencyError(f"ONNX export needs {error.name}", hint="pip install 'dspkd[onnx]'") from error
     # The trained scales have zero points, which a symmetric model must not have.
     trained = job.trained_int8 and not symmetric
-    deployed = job.module()
     # Two images: with one, torch.export may take the batch for the constant 1.
-    example = deployed.example(2 if dynamic else 1, job.size)
-    model = _quietly_export(int8_graph_of(job) if trained else deployed, example, dynamic, opset).model_proto
+    example = job.example(2 if dynamic else 1)
+    model = _quietly_export(int8_graph_of(job) if trained else job.module(), example, dynamic, opset).model_proto
     if trained:
         model = fuse_friendly(model)
     if job.precision == "fp16":

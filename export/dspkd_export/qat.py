@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dspkd.config import AugmentConfig, DataConfig, OptimizerConfig
 from dspkd.data.views import BalancedSampler, ViewDataset, make_loader, pixels_to_tensor
-from dspkd.distill.norm_kd import norm_kd_loss
+from dspkd.distill import StepInputs
+from dspkd.distill.norm_kd import NormKD
 from dspkd.errors import CheckpointError, DspkdError, OutputError, UsageError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
 from dspkd.student import Student, is_student_dir, load_student, save_quantised, tool_versions
@@ -36,7 +36,7 @@ from dspkd.train.run import CONFIG_FILE
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import Normalise
 from dspkd_export.deploy_module import deploy_module
-from dspkd_export.quantised_graph import QUANTISER, fake_quantised, observe_ranges
+from dspkd_export.quantised_graph import QUANTISER, fake_quantised, load_graph_state, observe_ranges
 
 __all__ = ["QatConfig", "quantisation_aware_stage"]
 
@@ -63,13 +63,15 @@ class QatConfig:
     distillation_weight: float = 0.9
     t_norm: float = 1.2
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON takes them."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if v is not None}
+
     def fingerprint(self, student: Student, teacher: Student) -> str:
         """Hash of everything that decides the result."""
-        values = asdict(self)
-        for key in ("out", "data", "workers"):
-            values.pop(key)
+        values = {key: value for key, value in self.plain().items() if key not in ("out", "data", "workers")}
         values |= {"student": student.card.weights_sha256, "teacher": teacher.card.weights_sha256}
-        return sha256_bytes(canonical_json({k: str(v) if isinstance(v, Path) else v for k, v in values.items()}))
+        return sha256_bytes(canonical_json(values))
 
 
 def quantisation_aware_stage(config: QatConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Student:
@@ -151,7 +153,8 @@ class _Stage:
         self.pixels = data.pixels(preprocess.size, preprocess.interpolation, reporter)
         deployed = deploy_module(student)
         deployed.gives_logits = True
-        self.graph = fake_quantised(deployed, preprocess.size)
+        self.graph = fake_quantised(deployed, torch.zeros(2, 3, preprocess.size, preprocess.size))
+        self.method = NormKD(config.t_norm, config.cross_entropy_weight, config.distillation_weight)
         self.teacher_normalise = Normalise(teacher.card.preprocess)
         self.optimizer_config = OptimizerConfig(lr=config.lr, min_lr=min(1e-6, config.lr), weight_decay=0.0)
         self.history: list[dict[str, Any]] = []
@@ -160,11 +163,11 @@ class _Stage:
     def carry_out(self) -> Student:
         config, out = self.config, self.config.out
         torch.manual_seed(config.seed)
-        self._observe_first_ranges()
         optimizer = torch.optim.SGD(self.graph.parameters(), lr=config.lr, momentum=0.9)
-        first = 0
         if (out / LAST).is_file():
-            first = self._resume(optimizer)
+            self._resume(optimizer)
+        else:
+            self._observe_first_ranges()
         train = self.data.part("train")
         recipe = self.student.card.config
         sampler = BalancedSampler(
@@ -179,7 +182,7 @@ class _Stage:
             config=AugmentConfig.model_validate(recipe.get("augment", {})),
         )
         loader = make_loader(dataset, sampler, batch_size=config.batch_size, workers=config.workers)
-        for epoch in range(first, config.epochs):
+        for epoch in range(len(self.history), config.epochs):
             sampler.epoch = epoch
             # The last epoch sees the ranges that will be deployed.
             observe_ranges(self.graph, epoch < config.epochs - 1 or config.epochs == 1)
@@ -196,14 +199,13 @@ class _Stage:
         for start in range(0, len(chosen), BATCH):
             self.graph(pixels_to_tensor(self.pixels[chosen[start : start + BATCH]]))
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
+    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         resumed = read_checkpoint(self.config.out / LAST)
-        self.graph.load_state_dict(resumed["graph"])
+        load_graph_state(self.graph, resumed["graph"])
         optimizer.load_state_dict(resumed["optimizer"])
         self.history, self.best = json.loads(resumed["history"]), tuple(json.loads(resumed["best"]))
         torch.set_rng_state(resumed["rng"])
         self.reporter.message(f"resuming {self.config.out}: {len(self.history)} epochs finished")
-        return len(self.history)
 
     def _train_epoch(self, epoch: int, loader: Any, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         config, steps = self.config, len(loader)
@@ -215,18 +217,11 @@ class _Stage:
             images = pixels.float().div(255.0)
             with torch.no_grad():
                 teacher_logits = self.teacher.model(self.teacher_normalise(images))
-            logits = self.graph(images)
-            losses = {
-                "cross_entropy": functional.cross_entropy(logits, labels),
-                "norm_kd": norm_kd_loss(logits, teacher_logits, config.t_norm),
-            }
-            loss = (
-                config.cross_entropy_weight * losses["cross_entropy"] + config.distillation_weight * losses["norm_kd"]
-            )
+            losses = self.method(StepInputs(labels, self.graph(images), {}, teacher_logits))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses["loss"].backward()
             optimizer.step()
-            for name, value in {**losses, "loss": loss}.items():
+            for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
             if not math.isfinite(totals["loss"]):
                 raise DspkdError(
@@ -294,7 +289,7 @@ class _Stage:
     def _finish(self) -> Student:
         config, out = self.config, self.config.out
         state = read_checkpoint(out / BEST)["graph"]
-        self.graph.load_state_dict(state)
+        load_graph_state(self.graph, state)
         metrics = {part: self._evaluate(self.graph, part, intervals=True) for part in ("val", "test")}
         # Once more: a kill may have come between the last checkpoint and this file.
         self._write_history()
@@ -308,7 +303,7 @@ class _Stage:
                 "tools": tool_versions() | {name: version(name) for name in ("executorch", "torchao")},
                 "metrics": metrics,
                 "epoch": self.best[1],
-                "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if v is not None},
+                "config": config.plain(),
                 "teacher_weights_sha256": self.teacher.card.weights_sha256,
             },
         )

@@ -18,34 +18,40 @@ from dspkd.student import read_quantised
 from dspkd_export.deploy_module import DeployModule
 from dspkd_export.job import ExportJob
 
-__all__ = ["fake_quantised", "int8_graph_of", "observe_ranges"]
+__all__ = ["fake_quantised", "int8_graph_of", "load_graph_state", "observe_ranges", "xnnpack_quantiser"]
 
 QUANTISER = "XNNPACK symmetric, weights per channel"
 
 
-def fake_quantised(module: DeployModule, size: int) -> Any:
-    """A deployed network for images of `size` x `size`, batch dynamic, with fake quantisation (PT2E) wherever XNNPACK
-    computes in eight bits: weights symmetric per channel, activations affine per tensor, tensors that are concatenated
-    on one scale. Its parameters can be trained; its ranges must be observed first.
-
-    MissingDependencyError without executorch.
-    """
+def xnnpack_quantiser(*, trainable: bool = False) -> Any:
+    """Where XNNPACK computes in eight bits, and how. MissingDependencyError without executorch."""
     try:
         with quiet_libraries():
             from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
                 XNNPACKQuantizer,
                 get_symmetric_quantization_config,
             )
-            from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"quantisation-aware training needs {error.name}", hint="pip install 'dspkd[executorch]'"
+            f"int8 for ExecuTorch needs {error.name}", hint="pip install 'dspkd[executorch]'"
         ) from error
-    quantiser = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=trainable))
+
+
+def fake_quantised(module: DeployModule, example: Tensor) -> Any:
+    """A deployed network, batch dynamic, with fake quantisation (PT2E) wherever XNNPACK computes in eight bits: weights
+    symmetric per channel, activations affine per tensor, tensors that are concatenated on one scale. Its parameters can
+    be trained; its ranges must be observed or loaded first.
+
+    `example` is an input of at least two images. MissingDependencyError without executorch.
+    """
+    quantiser = xnnpack_quantiser(trainable=True)
     with quiet_libraries():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
         exported = torch.export.export(
             module,
-            (module.example(2, size),),
+            (example,),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
             strict=False,
         )
@@ -71,12 +77,11 @@ def int8_graph_of(job: ExportJob) -> Any:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     student = job.student
-    graph, state = fake_quantised(job.module(), job.size), read_quantised(student)
+    graph, state = fake_quantised(job.module(), job.example(2)), read_quantised(student)
     # The job's own: a model that takes bytes normalises them with other numbers.
     state.update({name: buffer for name, buffer in graph.named_buffers() if name in ("mean", "std")})
-    _fit_ranges(graph, state)
     try:
-        graph.load_state_dict(state)
+        load_graph_state(graph, state)
     except RuntimeError as error:
         made_with = {k: v for k, v in (student.card.quantised or {})["tools"].items() if k in ("torch", "torchao")}
         raise VerificationError(
@@ -88,12 +93,14 @@ def int8_graph_of(job: ExportJob) -> Any:
         return convert_pt2e(graph)
 
 
-def _fit_ranges(graph: nn.Module, state: dict[str, Tensor]) -> None:
-    """A graph that has seen no image has ranges of no or of another length; give them the stored ones' shapes."""
+def load_graph_state(graph: nn.Module, state: dict[str, Tensor]) -> None:
+    """Weights and ranges of an earlier graph of the same network. RuntimeError if they do not fit."""
+    # A graph that has seen no image has ranges of no or of another length.
     for name, buffer in graph.named_buffers():
         stored = state.get(name)
         if stored is not None and stored.shape != buffer.shape and name.rpartition(".")[2] in _RANGES:
             buffer.data = torch.empty_like(stored)
+    graph.load_state_dict(state)
 
 
 _RANGES = ("scale", "zero_point", "min_val", "max_val")

@@ -79,7 +79,7 @@ def compile_tensorrt(job: ExportJob) -> Compiled:
         f"TensorRT {found['tensorrt']} on {found['gpu']}",
         partial(run_engine, job.device, (job.folder / ENGINE).read_bytes()),
         batch=BATCH,
-        dtype="uint8" if job.takes_bytes else "float32",
+        dtype=job.dtype,
     )
     return Compiled((ENGINE,), details, loaded={ENGINE: engine})
 
