@@ -100,12 +100,17 @@ class Device(ABC):
         """Copy a file from the work folder; `local` is there whole or not at all."""
 
     @abstractmethod
-    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
-        """Run a command in the work folder. After `timeout` seconds it is ended and DeviceError raised."""
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
+        """Run a command in the work folder. After `timeout` seconds it is ended and DeviceError raised.
 
-    def run_python(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        With `stdout`, an open file, the output goes there as it comes, so that it is kept if the device fails.
+        """
+
+    def run_python(
+        self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None
+    ) -> Completed:
         """`argv` with the device's Python; DeviceError if it has none."""
-        done = self.run([self.python, *argv], timeout=timeout)
+        done = self.run([self.python, *argv], timeout=timeout, stdout=stdout)
         if done.returncode == NOT_FOUND:
             raise DeviceError(
                 f"{self.url} has no {self.python}: {done.last_line}",
@@ -194,9 +199,9 @@ class LocalDevice(Device):
         with atomic_file(local) as temporary:
             self._copy(self._path(remote_name), temporary, f"local: {remote_name} cannot be copied back")
 
-    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
         try:
-            return _execute(list(argv), cwd=self._work, timeout=timeout)
+            return _execute(list(argv), cwd=self._work, timeout=timeout, stdout=stdout)
         except subprocess.TimeoutExpired as error:
             raise _too_long(self.url, argv, error.timeout) from error
         except FileNotFoundError as error:
@@ -336,11 +341,11 @@ class SshDevice(Device):
             if done.returncode != 0:
                 raise self._error(f"{remote_name} cannot be copied from there", done)
 
-    def run(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
         # ssh does not end a command that nobody waits for any more, so its number is kept while it runs.
         script = f"{shlex.join(argv)} & echo $! > .running; wait $!; code=$?; rm -f .running; exit $code"
         try:
-            return self._in_folder(script, timeout=timeout)
+            return self._in_folder(script, timeout=timeout, stdout=stdout)
         except _TimeoutError as error:
             self._stop()
             raise _too_long(self.url, argv, error.seconds) from error

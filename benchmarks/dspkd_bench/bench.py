@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dspkd.errors import UsageError
+from dspkd.artifact import GOLDEN
+from dspkd.devices import open_device
+from dspkd.errors import DeviceError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
 from dspkd.student import load_student
+from dspkd_bench.agent import read_state
 from dspkd_bench.complexity import count
 from dspkd_bench.environment import describe_environment, load_average
-from dspkd_bench.latency import StopRule, latency_summary, measure_interleaved, ratio_of_medians
+from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
 from dspkd_bench.memory import measure_memory
+from dspkd_bench.remote import Model, RemoteRun, measure_remote
+from dspkd_bench.statistics import Verdict, flags, judge, overall
 from dspkd_bench.subjects import Subject, open_subject
 
 __all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
@@ -44,44 +49,183 @@ class BenchConfig:
     stop: StopRule = field(default_factory=StopRule)
     command: str = ""
     pixels: np.ndarray | None = None
+    device: str = "local"
+    """`local`, or what `dspkd.devices.open_device` takes."""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What measuring gave, here or on a device, by the subjects' names."""
+
+    environment: dict[str, Any]
+    device: dict[str, Any]
+    series: dict[str, Series]
+    cold: dict[str, dict[str, Any]]
+    """load_ms, first_inference_ms, memory, runtime, device_check; what was not measured is absent."""
+    states: list[dict[str, Any]]
+    failed: dict[str, str] = field(default_factory=dict)
+    interrupted: str | None = None
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Measure everything once and return results.json's content (schema version 1).
 
     `subjects` hold complexity, latency, memory and accuracy of each; `ratios` say how many times smaller or faster each
-    student is than the teacher, on the same runtime where the teacher was exported for it, else in PyTorch.
+    student is than the teacher, on the same runtime where the teacher was exported for it, else in PyTorch. On a
+    device only artifacts can be measured; those it cannot run are in `failed`, with the reason, and a run that broke
+    off says why in `interrupted`.
     """
     if not config.folders and config.teacher is None:
         raise UsageError("nothing to measure", hint="give artifact, run or student folders, or --teacher")
+    here = config.device == "local"
     teacher_sha256 = load_student(config.teacher).card.weights_sha256 if config.teacher else None
-    folders = list(dict.fromkeys([*([config.teacher] if config.teacher else []), *config.folders]))
-    subjects = [open_subject(folder, threads=config.threads, teacher_sha256=teacher_sha256) for folder in folders]
-    names = _unique_names(subjects)
-    calls = {name: _call(subject, config.pixels) for name, subject in zip(names, subjects, strict=True)}
+    teacher = [config.teacher] if config.teacher and here else []
+    folders = list(dict.fromkeys([*teacher, *config.folders]))
+    subjects = [
+        open_subject(folder, threads=config.threads, teacher_sha256=teacher_sha256, here=here) for folder in folders
+    ]
+    named = dict(zip(_unique_names(subjects), subjects, strict=True))
+    measured = (_measure_here if here else _measure_there)(named, config, progress)
+    return _results(named, measured, config)
+
+
+def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
+    calls = {name: _call(subject, config.pixels) for name, subject in named.items()}
     environment = describe_environment(config.threads)
-    times = measure_interleaved(calls, config.stop, progress=progress)
-    load_after = load_average()
-    records = []
-    for number, (name, subject) in enumerate(zip(names, subjects, strict=True)):
-        if progress and config.memory:
-            progress(number, len(subjects), "measuring memory")
-        records.append(_record(name, subject, times[name], config))
+    states = [read_state()]
+
+    def during(number: int, total: int, what: str) -> None:
+        states.append(read_state())
+        if progress:
+            progress(number, total, what)
+
+    series = measure_interleaved(calls, config.stop, progress=during)
+    states.append(read_state())
+    environment["load_average_1min_after"] = load_average()
+    cold: dict[str, dict[str, Any]] = {name: {"runtime": subject.runtime} for name, subject in named.items()}
+    for number, (name, subject) in enumerate(named.items() if config.memory else ()):
+        if progress:
+            progress(number, len(named), "measuring memory")
+        memory = measure_memory(subject.path, threads=config.threads)
+        if memory:
+            cold[name] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
+    device = {"url": "local", "kind": "local", "name": environment["cpu"], "machine": environment["machine"]}
+    return _Measured(environment, device, series, cold, states)
+
+
+def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
+    models = [Model(subject.model_file, subject.target, _picture(subject, config)) for subject in named.values()]
+    if progress:
+        progress(0, 1, f"measuring on {config.device}")
+    with open_device(config.device) as device:
+        run = measure_remote(device, models, config.stop, threads=config.threads)
+    names = list(named)
+    failed = {names[i]: why for i, why in run.failed.items()}
+    if not run.series:
+        raise DeviceError(
+            f"{config.device} can run none of them: " + "; ".join(f"{name}: {why}" for name, why in failed.items()),
+            hint=f"see what is missing there: dspkd doctor --device {config.device}",
+        )
+    return _Measured(
+        environment=_environment_there(run, config.threads),
+        device={
+            "url": config.device,
+            "kind": config.device.partition(":")[0],
+            "name": run.machine.get("cpu"),
+            "machine": run.machine["machine"],
+        },
+        series={names[i]: series for i, series in run.series.items()},
+        cold={names[i]: _cold_there(named[names[i]], event, run.outputs.get(i)) for i, event in run.loaded.items()},
+        states=run.states,
+        failed=failed,
+        interrupted=run.interrupted,
+    )
+
+
+def _environment_there(run: RemoteRun, threads: int) -> dict[str, Any]:
+    first, last = (run.states[0], run.states[-1]) if run.states else ({}, {})
+    said = {key: run.machine.get(key) for key in ("cpu", "cores", "os", "machine", "python")}
+    return said | {
+        "governor": ", ".join(first.get("governor") or []) or None,
+        "load_average_1min": first.get("load1"),
+        "load_average_1min_after": last.get("load1"),
+        "threads": threads,
+        "packages": {},
+    }
+
+
+def _cold_there(subject: Subject, event: dict[str, Any], output: list[float] | None) -> dict[str, Any]:
+    cold: dict[str, Any] = {
+        "runtime": event["runtime"],
+        "load_ms": event["load_ms"],
+        "first_inference_ms": event["first_ms"],
+    }
+    golden = _golden(subject)
+    if golden and output:
+        difference = float(np.abs(np.asarray(output) - golden[1]).max())
+        cold["device_check"] = {
+            "pictures": 1,
+            "max_abs_difference": difference,
+            "same_class": bool(int(np.argmax(output)) == int(np.argmax(golden[1]))),
+        }
+    return cold
+
+
+def _golden(subject: Subject) -> tuple[np.ndarray, np.ndarray] | None:
+    """An artifact's first golden picture, and what PyTorch makes of it."""
+    file = subject.path / GOLDEN
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as stored:
+        return stored["pixels"][0], stored["pytorch"][0]
+
+
+def _picture(subject: Subject, config: BenchConfig) -> np.ndarray:
+    golden = _golden(subject)
+    return golden[0] if golden else _noise(subject.size)[0]
+
+
+def _noise(size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+
+
+def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig) -> dict[str, Any]:
+    cores = measured.environment.get("cores") or 1
+    records, verdicts = [], []
+    for name, subject in named.items():
+        if name in measured.series:
+            record, verdict = _record(name, subject, measured, cores)
+            records.append(record)
+            verdicts.append(verdict)
+    validity = overall(verdicts, [record["name"] for record in records]).as_dict()
+    if measured.interrupted:
+        validity = {"verdict": "invalid", "reasons": [f"broke off: {measured.interrupted}", *validity["reasons"]]}
+    pictures = "seeded noise" if config.pixels is None else f"{len(config.pixels)} pictures"
     return {
         "schema_version": RESULTS_SCHEMA_VERSION,
         "kind": "bench-results",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": config.command,
-        "environment": environment | {"load_average_1min_after": load_after},
+        "environment": measured.environment,
+        "device": measured.device,
         "settings": {
             "batch": 1,
             "threads": config.threads,
-            "input": "seeded noise" if config.pixels is None else f"{len(config.pixels)} pictures",
+            "input": pictures if config.device == "local" else "the artifact's first golden picture",
             **asdict(config.stop),
         },
         "subjects": records,
-        "ratios": _ratios(records, times),
+        "ratios": _ratios(records, {name: series.ms for name, series in measured.series.items()}),
+        "validity": validity,
+        "states": thin_states(measured.states),
+        "failed": [{"name": name, "message": message} for name, message in measured.failed.items()],
+        "interrupted": measured.interrupted,
     }
+
+
+def thin_states(states: list[dict[str, Any]], most: int = 60) -> list[dict[str, Any]]:
+    """First, last, and evenly many between."""
+    return states if len(states) <= most else [states[i * (len(states) - 1) // (most - 1)] for i in range(most)]
 
 
 def _unique_names(subjects: Sequence[Subject]) -> list[str]:
@@ -95,8 +239,7 @@ def _unique_names(subjects: Sequence[Subject]) -> list[str]:
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
     """One inference with batch 1; the input is ready in memory."""
     if pixels is None:
-        noise = np.random.default_rng(0).integers(0, 256, (1, subject.size, subject.size, 3), dtype=np.uint8)
-        pictures = [subject.input_of(noise)]
+        pictures = [subject.input_of(_noise(subject.size))]
     else:
         squares = (resize_square(Image.fromarray(one), subject.size, "bilinear") for one in pixels)
         pictures = [subject.input_of(square[None]) for square in squares]
@@ -104,24 +247,35 @@ def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
     return lambda: subject.run(next(following))
 
 
-def _record(name: str, subject: Subject, times_ms: list[float], config: BenchConfig) -> dict[str, Any]:
+def _record(name: str, subject: Subject, measured: _Measured, cores: int) -> tuple[dict[str, Any], Verdict]:
     complexity = count(create_model(subject.architecture, subject.num_classes), subject.size)
-    return {
+    series, cold = measured.series[name], measured.cold.get(name, {})
+    latency, shapes = latency_summary(series.ms), flags(series.ms)
+    verdict = judge(latency, shapes, measured.states, cores)
+    record = {
         "name": name,
         "role": subject.role,
         "path": str(subject.path),
         "architecture": subject.architecture,
         "target": subject.target,
         "precision": subject.precision,
-        "runtime": subject.runtime,
+        "runtime": cold.get("runtime") or subject.runtime,
         "weights_sha256": subject.weights_sha256,
         "file_bytes": subject.file_bytes,
         "complexity": complexity.as_dict(),
-        "latency": latency_summary(times_ms),
-        "memory": measure_memory(subject.path, threads=config.threads) if config.memory else None,
+        "load_ms": cold.get("load_ms"),
+        "first_inference_ms": cold.get("first_inference_ms"),
+        "latency": latency,
+        "throughput_per_s": 1e3 / latency["mean_ms"],
+        "series": thinned(series),
+        "flags": shapes,
+        "validity": verdict.as_dict(),
+        "memory": cold.get("memory"),
+        "device_check": cold.get("device_check"),
         "validation": subject.validation,
         "certificate": subject.certificate,
     }
+    return record, verdict
 
 
 def _ratios(records: list[dict[str, Any]], times: dict[str, list[float]]) -> list[dict[str, Any]]:

@@ -1,35 +1,49 @@
 """Interleaved latency measurement: every subject once per round, so that all of them see the same noise.
 
-Standard library and numpy only. The clock is time.perf_counter_ns around one call with batch 1, input ready in memory.
+The clock is time.perf_counter_ns around one call with batch 1, input ready in memory. The loop is `agent.py`'s, so that
+this machine and a device far away measure alike.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["StopRule", "latency_summary", "measure_interleaved", "median_interval", "ratio_of_medians"]
+from dspkd_bench.agent import Rule, early_stopping_rank, measure_rounds, warm_up
+from dspkd_bench.statistics import autocorrelation_time, percentile_interval
+
+__all__ = ["Series", "StopRule", "latency_summary", "measure_interleaved", "ratio_of_medians", "thinned"]
 
 Call = Callable[[], object]
-EXACT_UP_TO = 1000
+# LoadGen gives no estimate from fewer queries.
+MLPERF_LEAST = 64
 
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Rounds are counted after `warmup_rounds`; at least `min_rounds`, then until `seconds` have passed or
-    `max_rounds`.
+    """Rounds are counted after the warm-up, which takes `warmup_rounds` or longer until the times no longer fall; at
+    least `min_rounds`, then until `seconds` have passed, `max_rounds` are done, or the p90 of every subject is known
+    to the fraction `precision` (MLPerf's early stopping; None: never stop for that).
     """
 
     warmup_rounds: int = 10
     min_rounds: int = 50
     max_rounds: int = 2000
     seconds: float = 20.0
+    precision: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The calls of one subject in order: milliseconds of each, and seconds since the measured part began."""
+
+    ms: list[float] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
 
 
 def measure_interleaved(
@@ -38,61 +52,33 @@ def measure_interleaved(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     progress: Callable[[int, int, str], None] | None = None,
-) -> dict[str, list[float]]:
-    """Milliseconds of each counted call: {subject: [round 0, round 1, ...]}, all lists of the same length.
+) -> dict[str, Series]:
+    """The counted calls of each subject, all series of the same length. The garbage collector is off meanwhile.
 
-    The order is turned by one place every round, so that no subject always follows the same other one. The garbage
-    collector is off while it runs.
+    The order is turned by one place every round, so that no subject always follows the same other one.
     """
-    names = list(subjects)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(stop.warmup_rounds):
-            for name in names:
-                subjects[name]()
-        started = clock_ns()
-        for number in range(stop.max_rounds):
-            if number >= stop.min_rounds and (clock_ns() - started) / 1e9 >= stop.seconds:
-                break
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                before = clock_ns()
-                subjects[name]()
-                times[name].append((clock_ns() - before) / 1e6)
-            if progress and number % 10 == 0:
-                progress(number, stop.max_rounds, "measuring latency")
-    finally:
-        if collecting:
-            gc.enable()
-    return times
-
-
-def median_interval(sorted_values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median: the r-th value from below and from above; no distribution is assumed.
-
-    The number of values under the median is binomial (n, 1/2), so the interval misses it with probability 2 P(B <
-    r), and r is the largest rank for which that is at most 5 % (normal approximation from n = 1000 on). Under six
-    values no rank is good enough, and the interval is their whole range, which covers less than 95 %. Calls that
-    follow each other are not independent; read the interval as a lower bound of the uncertainty.
-    """
-    n = len(sorted_values)
-    if n < EXACT_UP_TO:
-        rank, below, total = 0, 0, 2**n
-        while 2 * (below + math.comb(n, rank)) <= 0.05 * total:
-            below += math.comb(n, rank)
-            rank += 1
-    else:
-        rank = math.floor(n / 2 - 0.98 * math.sqrt(n))
-    rank = max(rank, 1)
-    return sorted_values[rank - 1], sorted_values[n - rank]
+    rule = Rule(**asdict(stop))
+    warm_up(subjects, rule, clock_ns)
+    series = {name: Series() for name in subjects}
+    for number, done in enumerate(measure_rounds(subjects, rule, clock_ns)):
+        for name, at_s, took_ms in done:
+            series[name].at_s.append(at_s)
+            series[name].ms.append(took_ms)
+        if progress and number % 10 == 0:
+            progress(number, stop.max_rounds, "measuring latency")
+    return series
 
 
 def latency_summary(times_ms: Sequence[float]) -> dict[str, Any]:
-    """Percentiles (linear interpolation), mean, extremes, count, and the interval of the median, in milliseconds."""
+    """Percentiles (linear interpolation), mean, extremes, count, and intervals in milliseconds, of calls in order.
+
+    `p50_interval_ms` is the whole range where there are too few calls for an interval; those of p90 and p99 and
+    `p90_early_stopping_ms` (which p90 is under with 99 % confidence, as MLPerf reports a single stream) are then None.
+    """
     values = np.sort(np.asarray(times_ms, dtype=float))
     p50, p90, p99 = (float(v) for v in np.percentile(values, [50, 90, 99]))
+    rank = early_stopping_rank(len(values))
+    intervals = {q: percentile_interval(times_ms, q) for q in (0.5, 0.9, 0.99)}
     return {
         "n": len(values),
         "p50_ms": p50,
@@ -101,15 +87,34 @@ def latency_summary(times_ms: Sequence[float]) -> dict[str, Any]:
         "mean_ms": float(values.mean()),
         "min_ms": float(values[0]),
         "max_ms": float(values[-1]),
-        "p50_interval_ms": list(median_interval([float(v) for v in values])),
+        "p50_interval_ms": list(intervals[0.5] or (float(values[0]), float(values[-1]))),
+        "p90_interval_ms": list(intervals[0.9]) if intervals[0.9] else None,
+        "p99_interval_ms": list(intervals[0.99]) if intervals[0.99] else None,
+        "p90_early_stopping_ms": float(values[rank - 1]) if rank and len(values) >= MLPERF_LEAST else None,
     }
 
 
 def ratio_of_medians(slow_ms: Sequence[float], fast_ms: Sequence[float], *, repetitions: int = 1000) -> dict[str, Any]:
-    """median(slow) / median(fast) with a 95 % interval, bootstrapped over rounds: a round's two times stay together."""
+    """median(slow) / median(fast) with a 95 % interval, bootstrapped over rounds: a round's two times stay together.
+
+    Rounds that depend on each other are drawn in blocks as long as the dependence lasts.
+    """
     slow, fast = np.asarray(slow_ms, dtype=float), np.asarray(fast_ms, dtype=float)
+    n = len(slow)
+    block = math.ceil(max(autocorrelation_time(v <= np.median(v)) for v in (slow, fast)))
     rng = np.random.Generator(np.random.PCG64(0))
-    picks = rng.integers(0, len(slow), size=(repetitions, len(slow)))
+    starts = rng.integers(0, n, size=(repetitions, math.ceil(n / block)))
+    picks = ((starts[..., None] + np.arange(block)) % n).reshape(repetitions, -1)[:, :n]
     ratios = np.median(slow[picks], axis=1) / np.median(fast[picks], axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return {"ratio": float(np.median(slow) / np.median(fast)), "interval": [float(low), float(high)]}
+
+
+def thinned(series: Series, most: int = 400) -> dict[str, list[float]]:
+    """The series for a picture: every call, or the medians of equally many neighbours, at most `most` points."""
+    width = math.ceil(len(series.ms) / most)
+    cuts = range(0, len(series.ms), width)
+    return {
+        "at_s": [round(float(np.median(series.at_s[i : i + width])), 4) for i in cuts],
+        "ms": [round(float(np.median(series.ms[i : i + width])), 5) for i in cuts],
+    }

@@ -4,7 +4,8 @@ The peak resident set is the operating system's (VmHWM on Linux), of loading and
 increases are over the resident set once the runtime's libraries are imported, since those are the host language's
 price and not the model's: `increase_mib` at the peak, `resident_increase_mib` after the last run. Loading a PyTorch
 model holds its weights twice for a moment, which belongs to the peak. Pages of libraries that are first touched by
-a run are counted as the model's.
+a run are counted as the model's. `load_ms` and `first_inference_ms` are of the same fresh process: the cold start,
+the imports left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ RUNS = 3
 
 
 def measure_memory(folder: Path, *, threads: int, timeout_s: float = 300.0) -> dict[str, Any] | None:
-    """{"peak_rss_mib", "increase_mib", "resident_increase_mib"}; None where it cannot be measured: no /proc (not
-    Linux), or the process of its own fails or takes longer than `timeout_s`.
+    """{"peak_rss_mib", "increase_mib", "resident_increase_mib", "load_ms", "first_inference_ms"}.
+
+    None where it cannot be measured: no /proc (not Linux), or the process of its own fails or takes longer than
+    `timeout_s`.
     """
     if not Path("/proc/self/status").exists():
         return None
@@ -79,8 +83,12 @@ def _main(folder: Path, threads: int) -> None:
     _reset_peak()
     before = _status_mib("VmRSS")
     subject = dspkd_bench.subjects.open_subject(folder, threads=threads)
-    for _ in range(RUNS):
-        subject.run(subject.input_of(np.zeros((1, subject.size, subject.size, 3), dtype=np.uint8)))
+    image = subject.input_of(np.zeros((1, subject.size, subject.size, 3), dtype=np.uint8))
+    started = time.perf_counter()
+    subject.run(image)
+    first_ms = (time.perf_counter() - started) * 1e3
+    for _ in range(RUNS - 1):
+        subject.run(image)
     peak = _status_mib("VmHWM")
     resident = _status_mib("VmRSS")
     values = {
@@ -88,7 +96,8 @@ def _main(folder: Path, threads: int) -> None:
         "increase_mib": max(0.0, peak - before),
         "resident_increase_mib": max(0.0, resident - before),
     }
-    print(json.dumps({name: round(value, 1) for name, value in values.items()}))
+    values = {name: round(value, 1) for name, value in values.items()}
+    print(json.dumps({**values, "load_ms": subject.load_ms, "first_inference_ms": first_ms}))
 
 
 if __name__ == "__main__":

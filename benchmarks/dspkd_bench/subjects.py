@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dspkd.artifact import check_runs_here, is_artifact_dir, load_artifact
+from dspkd.artifact import Artifact, check_runs_here, is_artifact_dir, load_artifact
 from dspkd.errors import UsageError
-from dspkd.runtimes import load_model, to_input
+from dspkd.runtimes import LoadedModel, load_model, to_input
 from dspkd.student import is_student_dir, load_student
 
 __all__ = ["Subject", "open_subject"]
@@ -41,17 +42,25 @@ class Subject:
     weights_sha256: str
     validation: dict[str, Any] | None
     certificate: dict[str, Any] | None
+    model_file: Path
     run: Callable[[np.ndarray], object]
+    load_ms: float | None = None
+    """Reading the file and making it ready, the libraries imported before."""
     input_of: Callable[[np.ndarray], np.ndarray] = to_input
 
 
-def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = None) -> Subject:
+def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = None, here: bool = True) -> Subject:
     """Open a run, a student or an artifact folder. An artifact of the teacher's weights counts as the teacher.
 
-    Raises UsageError for any other folder, VerificationError for one that was changed.
+    `here=False` opens an artifact to be measured elsewhere: it is checked, but not loaded, and cannot be run. Raises
+    UsageError for any other folder, VerificationError for one that was changed.
     """
     if is_artifact_dir(folder):
-        return _artifact(folder, threads, teacher_sha256)
+        return _artifact(folder, threads, teacher_sha256, here)
+    if not here:
+        raise UsageError(
+            f"{folder} is no artifact, and a device runs nothing else", hint="export it first with `dspkd export`"
+        )
     if is_student_dir(folder):
         return _network(folder, threads, teacher_sha256)
     raise UsageError(f"{folder} is neither a run, a student nor an artifact", hint="give folders that dspkd wrote")
@@ -76,9 +85,11 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
 
     from dspkd.train.task import Normalise
 
+    started = time.perf_counter()
     student = load_student(folder)
     card = student.card
     network = torch.nn.Sequential(Normalise(card.preprocess), student.model, torch.nn.Softmax(dim=1)).eval()
+    load_ms = (time.perf_counter() - started) * 1e3
     torch.set_num_threads(threads)
 
     @torch.inference_mode()
@@ -100,18 +111,19 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
         weights_sha256=card.weights_sha256,
         validation={k: validation[k] for k in HEADLINE if k in validation} if validation else None,
         certificate=None,
+        model_file=folder / "model.safetensors",
         run=run,
+        load_ms=load_ms,
     )
 
 
-def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
+def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool) -> Subject:
     artifact = load_artifact(folder)
     card = artifact.card
     # The static file where there is one: a phone or a camera classifies one picture at a time.
     file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
-    check_runs_here(artifact)
     source: dict[str, Any] = card.model_dump()["source"]
-    model = load_model(card.target, folder / file, threads=threads)
+    model, load_ms = _loaded(artifact, folder / file, threads) if here else (None, None)
     certificate = card.certificate
     title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
     return Subject(
@@ -123,11 +135,24 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None) -> Subject
         size=card.preprocess.size,
         target=card.target,
         precision=card.precision,
-        runtime=model.runtime,
+        runtime=model.runtime if model else "",
         file_bytes=card.files[file].bytes,
         weights_sha256=source["weights_sha256"],
-        validation={"n": certificate["n"], **certificate["deployed"]},
+        validation={"n": certificate["n"], **certificate["deployed"]} if certificate.get("deployed") else None,
         certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
-        run=model.run,
-        input_of=model.input_of,
+        model_file=folder / file,
+        run=model.run if model else _elsewhere,
+        load_ms=load_ms,
+        input_of=model.input_of if model else to_input,
     )
+
+
+def _loaded(artifact: Artifact, file: Path, threads: int) -> tuple[LoadedModel, float]:
+    check_runs_here(artifact)
+    started = time.perf_counter()
+    model = load_model(artifact.card.target, file, threads=threads)
+    return model, (time.perf_counter() - started) * 1e3
+
+
+def _elsewhere(images: np.ndarray) -> object:
+    raise RuntimeError("this subject was opened to be measured elsewhere")

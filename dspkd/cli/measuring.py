@@ -5,38 +5,56 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from dspkd.cli.common import print_json, reporting, say
+from dspkd.errors import DeviceError, GateError, InconclusiveError, UsageError
 
 
 def bench(
     folders: list[Path] = typer.Argument(None, help="Artifact, run or student folders."),
     teacher: Path | None = typer.Option(None, "--teacher", help="A model folder to compare with, measured in PyTorch."),
     student: Path | None = typer.Option(None, "--student", help="A run or student folder, measured in PyTorch."),
+    device: str = typer.Option(
+        "local", "--device", help="local, or ssh://[user@]host[:port] (artifacts only, on its own runtimes)."
+    ),
     threads: int = typer.Option(1, "--threads", help="Threads of every runtime.", min=1),
     seconds: float = typer.Option(20.0, "--seconds", help="Stop after this long (but not before --min-rounds)."),
     min_rounds: int = typer.Option(50, "--min-rounds", help="Timed calls of each subject, at least.", min=5),
+    precision: float | None = typer.Option(
+        None, "--precision", help="Stop early once p90 is known to this fraction, e.g. 0.05.", min=0.001, max=1.0
+    ),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Peak memory, each in a process of its own."),
+    against: Path | None = typer.Option(
+        None, "--against", help="results.json to compare with: exit code 3 if slower, 6 if it cannot be told."
+    ),
+    max_latency_regression: str = typer.Option(
+        "5%", "--max-latency-regression", help="How much slower than --against is still accepted."
+    ),
     out: Path | None = typer.Option(None, "--out", help="Also write the results to this JSON file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout."),
 ) -> None:
     """Measure parameters, MACs, FLOPs, latency and memory, teacher beside student, interleaved in one run.
 
     Needs model folders: artifacts run on their own runtime, runs and students in PyTorch. To compare on the same
-    runtime export the teacher too. Writes --out, if asked; prints a table with the ratios.
+    runtime export the teacher too. On another device only artifacts are measured, and --teacher only says which of
+    them is the teacher. Writes --out, if asked; prints a table with the ratios.
     """
     from dspkd_bench.bench import BenchConfig, run_bench
     from dspkd_bench.latency import StopRule
 
+    bound = _fraction(max_latency_regression)
+    baseline = _baseline(against)
     config = BenchConfig(
         folders=[*(folders or []), *([student] if student else [])],
         teacher=teacher,
         threads=threads,
         memory=memory,
-        stop=StopRule(seconds=seconds, min_rounds=min_rounds),
+        stop=StopRule(seconds=seconds, min_rounds=min_rounds, precision=precision),
         command=shlex.join(["dspkd", *sys.argv[1:]]),
+        device=device,
     )
     with reporting() as reporter:
         results = run_bench(config, reporter.progress)
@@ -46,7 +64,16 @@ def bench(
         write_json(out, results)
     if as_json:
         print_json(results)
-        return
+    else:
+        _show(results, out)
+    if results["interrupted"]:
+        kept = f"what was measured before is in {out}" if out else "give --out to keep what is measured before"
+        raise DeviceError(f"the measurement broke off: {results['interrupted']}", hint=kept)
+    if baseline is not None:
+        _gate(baseline, results, bound, quiet=as_json)
+
+
+def _show(results: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
     from dspkd_bench.table import results_table
@@ -55,6 +82,46 @@ def bench(
     console.print(results_table(results))
     if out is not None:
         say(f"next: dspkd report {out} --out report.html")
+
+
+def _fraction(text: str) -> float:
+    """`5%` or `0.05` -> 0.05."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 10:
+        raise UsageError(f"--max-latency-regression {text!r} is no share", hint="give for example 5% or 0.05")
+    return value
+
+
+def _baseline(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    from dspkd_bench.report import read_results
+
+    return read_results(path)
+
+
+def _gate(baseline: dict[str, Any], results: dict[str, Any], bound: float, *, quiet: bool) -> None:
+    from dspkd_bench.statistics import compare_with_baseline
+
+    rows = compare_with_baseline(baseline, results, max_regression=bound)
+    lines = [
+        f"{row['verdict']}: {row['subject']} takes {row['ratio']:.3f} of the baseline's time "
+        f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
+        for row in rows
+    ]
+    if not quiet:
+        for line in lines:
+            say(line)
+    for verdict, kind in (("fail", GateError), ("inconclusive", InconclusiveError)):
+        found = [line for row, line in zip(rows, lines, strict=True) if row["verdict"] == verdict]
+        if found:
+            raise kind(
+                f"{len(found)} of {len(rows)} subjects, at most {bound:.1%} slower allowed: {'; '.join(found)}",
+                hint="measure longer, with nothing else running" if verdict == "inconclusive" else None,
+            )
 
 
 def report(

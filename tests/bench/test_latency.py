@@ -1,12 +1,11 @@
 """Statistics on series whose answer is known, and the order of an interleaved measurement, with a clock of our own."""
 
 import gc
-import math
 
 import numpy as np
 import pytest
 
-from dspkd_bench.latency import StopRule, latency_summary, measure_interleaved, median_interval, ratio_of_medians
+from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
 
 
 class Clock:
@@ -28,9 +27,8 @@ class Clock:
 
 
 def measure(clock: Clock, stop: StopRule, **costs_ms: float) -> dict[str, list[float]]:
-    return measure_interleaved(
-        {name: clock.subject(name, cost) for name, cost in costs_ms.items()}, stop, clock_ns=clock
-    )
+    calls = {name: clock.subject(name, cost) for name, cost in costs_ms.items()}
+    return {name: series.ms for name, series in measure_interleaved(calls, stop, clock_ns=clock).items()}
 
 
 def test_every_subject_once_per_round_and_the_order_turns():
@@ -57,7 +55,7 @@ def test_the_garbage_collector_comes_back_after_a_failure():
 
 
 def test_summary_of_a_known_series():
-    summary = latency_summary([float(v) for v in range(100, -1, -1)])
+    summary = latency_summary(list(np.random.default_rng(5).permutation(101).astype(float)))
     assert summary["n"] == 101
     assert (summary["p50_ms"], summary["p90_ms"], summary["p99_ms"]) == (50.0, 90.0, 99.0)
     assert (summary["mean_ms"], summary["min_ms"], summary["max_ms"]) == (50.0, 0.0, 100.0)
@@ -66,32 +64,17 @@ def test_summary_of_a_known_series():
     assert (low, high) == (40.0, 60.0)
 
 
-@pytest.mark.parametrize(
-    ("n", "rank"),
-    # Ranks of the distribution-free 95 % interval of the median, as tables of nonparametric statistics give them.
-    [(6, 1), (8, 1), (9, 2), (10, 2), (15, 4), (20, 6), (25, 8), (50, 18), (100, 40)],
-)
-def test_ranks_of_the_median_interval(n, rank):
-    assert median_interval([float(v) for v in range(1, n + 1)]) == (rank, n + 1 - rank)
-
-
-def test_the_normal_approximation_joins_the_exact_ranks():
-    for n in (998, 999, 1000, 1001, 5000):
-        low, high = median_interval([float(v) for v in range(1, n + 1)])
-        assert low + high == n + 1
-        assert (n + 1) / 2 - low == pytest.approx(0.98 * math.sqrt(n), abs=1.5)
-
-
 def test_a_few_values_give_their_whole_range():
-    assert median_interval([3.0]) == (3.0, 3.0)
-    assert median_interval([1.0, 2.0, 9.0]) == (1.0, 9.0)
+    assert latency_summary([3.0])["p50_interval_ms"] == [3.0, 3.0]
+    assert latency_summary([2.0, 9.0, 1.0])["p50_interval_ms"] == [1.0, 9.0]
 
 
-def test_the_median_interval_covers_the_median_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    series = np.sort(rng.lognormal(0.0, 1.0, size=(2000, 50)), axis=1)
-    covered = [low <= 1.0 <= high for low, high in (median_interval(row.tolist()) for row in series)]
-    assert 0.94 <= np.mean(covered) <= 0.985
+def test_a_picture_has_few_points():
+    series = Series([float(i) for i in range(1000)], [i / 10 for i in range(1000)])
+    points = thinned(series, most=400)
+    assert len(points["ms"]) == len(points["at_s"]) == 334
+    assert points["ms"][:2] == [1.0, 4.0]
+    assert thinned(Series([1.0], [0.0])) == {"at_s": [0.0], "ms": [1.0]}
 
 
 def test_ratio_of_constant_series_has_no_width():
