@@ -10,6 +10,8 @@ ends: nothing then comes back to do it.
 Python 3.8 and up, no torch, nothing of dspkd. The loop is also the one that `latency.py` uses on this machine.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import math
@@ -29,8 +31,6 @@ STEADY_WINDOW = 5
 STEADY_CHANGE = 0.05
 # MLPerf's LoadGen asks for this confidence in its single-stream scenario (early_stopping.cc, tolerance 0).
 CONFIDENCE = 0.99
-
-Call = Callable[[], object]
 
 
 class Rule(NamedTuple):
@@ -86,9 +86,11 @@ def p90_is_known(times_ms: Sequence[float], precision: float) -> bool:
     return ordered[rank - 1] <= seen * (1.0 + precision)
 
 
-def warm_up(calls: Mapping[str, Call], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns) -> int:
+def warm_up(
+    calls: Mapping[str, Callable[[], object]], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
+) -> int:
     """Run until the time of a round no longer falls; the number of rounds. At most ten times as many as asked for."""
-    rounds = []  # type: List[int]
+    rounds: list[int] = []
     while len(rounds) < 10 * rule.warmup_rounds:
         if len(rounds) >= rule.warmup_rounds and _is_steady(rounds):
             break
@@ -108,14 +110,14 @@ def _is_steady(rounds: Sequence[int]) -> bool:
 
 
 def measure_rounds(
-    calls: Mapping[str, Call], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
+    calls: Mapping[str, Callable[[], object]], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> Iterator[list[Round]]:
     """Every subject once per round, a list of Round each; the order turns by one place every round.
 
     The garbage collector is off while it runs. Stop reading and it stops.
     """
     names = list(calls)
-    times = {name: [] for name in names}  # type: Dict[str, List[float]]
+    times: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -177,7 +179,7 @@ def describe() -> dict[str, Any]:
         line.partition(":")[2].strip() for line in info.splitlines() if line.startswith(("model name", "Hardware"))
     ]
     return {
-        "cpu": (named or [None])[0] or (_read("/proc/device-tree/model") or "").rstrip("\0") or None,
+        "cpu": "".join(named[:1]) or (_read("/proc/device-tree/model") or "").rstrip("\0") or None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "os": " ".join((platform.system(), platform.release())),
         "machine": platform.machine(),
@@ -219,7 +221,7 @@ def _tensorrt(path: str, threads: int) -> tuple[str, str, Callable[[Any], Any]]:
     return f"{engine.version} on {engine.gpu}", engine.dtype, engine.run
 
 
-LOADERS = {"onnx": _onnx, "tensorrt": _tensorrt}  # type: Dict[str, Callable[[str, int], Tuple[str, str, Any]]]
+LOADERS: dict[str, Callable[[str, int], tuple[str, str, Any]]] = {"onnx": _onnx, "tensorrt": _tensorrt}
 
 
 def _lock() -> int | None:
@@ -250,7 +252,7 @@ def _say(event: str, **values: Any) -> None:
         raise _Nobody from error
 
 
-def _load(index: int, model: dict[str, Any], threads: int) -> Call:
+def _load(index: int, model: dict[str, Any], threads: int) -> Callable[[], object]:
     """Load, run once, and say how long both took and what came out; the call that is timed later."""
     import numpy
 
@@ -292,7 +294,7 @@ def measure(spec: dict[str, Any]) -> None:
     if _lock() is None:
         _say("busy", message="another dspkd bench is running there")
         return
-    calls = {}  # type: Dict[str, Call]
+    calls: dict[str, Callable[[], object]] = {}
     for index, model in enumerate(spec["models"]):
         try:
             calls[str(index)] = _load(index, model, spec["threads"])
@@ -308,9 +310,10 @@ def measure(spec: dict[str, Any]) -> None:
     _say("end")
 
 
-def _measure(calls: Mapping[str, Call], rule: Rule) -> None:
+def _measure(calls: Mapping[str, Callable[[], object]], rule: Rule) -> None:
     warm_up(calls, rule)
-    waiting, said = {name: ([], []) for name in calls}, time.monotonic()  # type: Any
+    waiting: Any = {name: ([], []) for name in calls}
+    said = time.monotonic()
     for done in measure_rounds(calls, rule):
         for name, at_s, took_ms in done:
             waiting[name][0].append(round(at_s * 1e3, 3))
@@ -342,6 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A lost connection may show as a hang-up before it shows as a broken pipe.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Runtimes leave files in the temporary folder (ONNX Runtime a `.ses`); in this one they are removed with it.
+    os.environ["TMPDIR"] = str(Path(__file__).resolve().parent)
     try:
         measure(json.loads(Path(file).read_text()))
     except _Nobody:

@@ -36,7 +36,7 @@ FEW = 16
 BUSY_LOAD = 0.5
 
 
-def autocorrelation_time(values: Sequence[float]) -> float:
+def autocorrelation_time(values: Sequence[float] | np.ndarray) -> float:
     """How many calls in a row count as one: 1 for independent ones. Sums autocorrelations in pairs until a pair is
     no more than chance would give (Geyer's initial sequence, Statistical Science 7, 1992, which stops at zero).
     """

@@ -1,0 +1,363 @@
+"""The bench over a real ssh connection, and what happens when the device or the link fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopback_ssh import free_port, loopback, serve
+from typer.testing import CliRunner
+
+from dspkd.cli.app import app
+from dspkd.devices import LocalDevice, open_device
+from dspkd.errors import DeviceError, UsageError
+from dspkd_bench import agent
+from dspkd_bench.bench import BenchConfig, run_bench
+from dspkd_bench.latency import StopRule
+from dspkd_bench.remote import Model, measure_remote, read_events
+
+__all__ = ["loopback"]
+QUICK = StopRule(warmup_rounds=2, min_rounds=70, max_rounds=70, seconds=0.0)
+ENDLESS = StopRule(warmup_rounds=1, min_rounds=10, max_rounds=10**9, seconds=120.0)
+
+
+@pytest.fixture
+def artifact(tiny_artifacts):
+    return tiny_artifacts["onnx"]
+
+
+@pytest.fixture
+def model(artifact):
+    with np.load(artifact / "golden.npz") as stored:
+        return Model(artifact / "model_static.onnx", "onnx", stored["pixels"][0])
+
+
+@pytest.fixture
+def board(loopback, monkeypatch):
+    """The loopback server as a device with this environment's Python."""
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
+    return loopback
+
+
+def script(loopback, monkeypatch, text, name="python-there"):
+    """A stand-in for the device's Python."""
+    file = loopback.folder / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", str(file))
+
+
+def running(word):
+    done = subprocess.run(["pgrep", "-f", word], capture_output=True, text=True, check=False)
+    return [pid for pid in done.stdout.split() if pid != str(os.getpid())]
+
+
+def wait_until(condition, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def left(loopback):
+    return [path.name for path in loopback.work.iterdir()]
+
+
+def check_schema(results):
+    jsonschema = pytest.importorskip("jsonschema")
+    from importlib.resources import files
+
+    schema = json.loads((files("dspkd_bench") / "results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(json.loads(json.dumps(results, allow_nan=False)), schema)
+
+
+def test_an_artifact_is_measured_over_ssh(board, artifact):
+    results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=board.url))
+    check_schema(results)
+    [subject] = results["subjects"]
+    assert subject["latency"]["n"] == 70 and len(subject["series"]["ms"]) == 70
+    assert subject["load_ms"] > 0 and subject["first_inference_ms"] > 0
+    assert subject["runtime"].startswith("onnxruntime ")
+    assert subject["device_check"]["same_class"] and subject["device_check"]["max_abs_difference"] < 1e-4
+    assert results["device"]["kind"] == "ssh" and results["device"]["url"] == board.url
+    assert len(results["states"]) >= 2
+    assert left(board) == []
+
+
+def test_what_the_device_cannot_run_is_said_and_the_rest_is_measured(board, tiny_artifacts):
+    results = run_bench(BenchConfig(folders=list(tiny_artifacts.values()), stop=QUICK, device=board.url))
+    check_schema(results)
+    assert [s["target"] for s in results["subjects"]] == ["onnx"]
+    [failed] = results["failed"]
+    assert "ExecuTorch" in failed["name"] and "not executorch" in failed["message"]
+
+
+def test_only_artifacts_go_to_a_device(board, tiny_student):
+    with pytest.raises(UsageError, match="no artifact"):
+        run_bench(BenchConfig(folders=[tiny_student], stop=QUICK, device=board.url))
+
+
+# Faults: each with a message of its own, exit code 5, and nothing left there ------------------------
+
+
+def fails(loopback, artifact, message, *, url=None, capfd=None):
+    config = BenchConfig(folders=[artifact], stop=QUICK, device=url or loopback.url)
+    with pytest.raises(DeviceError, match=message) as caught:
+        run_bench(config)
+    assert caught.value.exit_code == 5 and caught.value.hint
+    assert left(loopback) == []
+
+
+def test_no_python(loopback, monkeypatch, artifact):
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", "python-nowhere")
+    fails(loopback, artifact, "has no python-nowhere")
+
+
+def test_no_runtime(loopback, monkeypatch, artifact):
+    script(loopback, monkeypatch, f'exec {sys.executable} -S -c "{BLOCKED}" "$@"')
+    fails(loopback, artifact, "can run none of them.*the device has no onnxruntime")
+
+
+BLOCKED = (
+    "import sys, runpy, site; site.main(); sys.modules['onnxruntime'] = None; "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def test_wrong_architecture(loopback, monkeypatch, artifact):
+    file = loopback.folder / "foreign"
+    # An ELF header of a machine that nobody has.
+    file.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xfe\xca" + bytes(44))
+    file.chmod(0o755)
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", str(file))
+    fails(loopback, artifact, "(?i)exec format error|cannot execute|not found|syntax error")
+
+
+def test_garbage_output(loopback, monkeypatch, artifact):
+    script(loopback, monkeypatch, "echo Welcome to the board; exit 0")
+    fails(loopback, artifact, "not of the agent: 'Welcome to the board'")
+
+
+def test_events_with_a_wrong_shape(loopback, monkeypatch, artifact):
+    script(loopback, monkeypatch, """echo '{"event": "times", "index": 0, "at_ms": [1], "ms": []}'""")
+    fails(loopback, artifact, "not of the agent")
+
+
+def test_silence(loopback, monkeypatch, artifact):
+    script(loopback, monkeypatch, "echo 'Segmentation fault' >&2; exit 139")
+    fails(loopback, artifact, "ended early: Segmentation fault")
+
+
+def test_a_hanging_command(loopback, monkeypatch, model):
+    script(loopback, monkeypatch, "exec sleep 4321")
+    with open_device(loopback.url) as device, pytest.raises(DeviceError, match="did not end within 1 s"):
+        measure_remote(device, [model], QUICK, threads=1, patience_s=1.0)
+    wait_until(lambda: not running("sleep 4321"))
+    assert left(loopback) == []
+
+
+def test_disk_full(tmp_path, monkeypatch, artifact):
+    """The device's `cat`, with which files arrive there, says what it says on a full disk."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "cat").write_text("#!/bin/sh\necho 'cat: write error: No space left on device' >&2\nexit 1\n")
+    (bin / "cat").chmod(0o755)
+    with serve(tmp_path / "ssh", PATH=f"{bin}:{os.environ['PATH']}") as server:
+        monkeypatch.setenv("DSPKD_SSH_CONFIG", str(server.ssh_config))
+        fails(server, artifact, "cannot be copied there: cat: write error: No space left on device")
+
+
+def test_permission_denied(loopback, artifact):
+    if os.geteuid() == 0:
+        (loopback.folder / "authorized_keys").write_text("")
+    else:
+        loopback.work.chmod(0o500)
+    fails(loopback, artifact, "(?i)permission denied")
+
+
+def test_nobody_listens(loopback, artifact):
+    fails(loopback, artifact, "Connection refused", url=f"ssh://127.0.0.1:{free_port()}")
+
+
+def test_a_changed_host_key(loopback, artifact):
+    other = (loopback.folder / "other.pub").read_text().split()[:2]
+    (loopback.folder / "known_hosts").write_text(f"[127.0.0.1]:{loopback.port} {' '.join(other)}\n")
+    fails(loopback, artifact, "Host key verification failed|REMOTE HOST IDENTIFICATION")
+
+
+def test_a_second_bench_on_the_same_device(board, artifact, model):
+    first = {}
+
+    def measure():
+        with open_device(board.url) as device:
+            first["run"] = measure_remote(device, [model], replace(ENDLESS, seconds=3.0), threads=1)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    wait_until(lambda: running("agent.py spec.json"))
+    time.sleep(0.5)
+    with pytest.raises(DeviceError, match="another dspkd bench is running there"):
+        run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=board.url))
+    thread.join()
+    assert first["run"].interrupted is None and len(first["run"].series[0].ms) > 10
+    assert left(board) == []
+
+
+def test_the_agent_is_killed_and_what_was_measured_is_kept(board, model):
+    kept = interrupt(board, model, lambda: [os.kill(int(pid), 9) for pid in running("agent.py spec.json")])
+    assert "ended early" in kept.interrupted
+    assert left(board) == []
+
+
+def test_the_connection_is_cut_while_it_measures(board, model):
+    def cut():
+        for pid in sessions(board):
+            os.kill(int(pid), 9)
+
+    kept = interrupt(board, model, cut)
+    assert "connection" in kept.interrupted
+    # Nobody can come back to clean up, so the agent does it.
+    wait_until(lambda: not running("agent.py spec.json"))
+    wait_until(lambda: left(board) == [])
+
+
+def sessions(board):
+    """The server's own processes for its connections, not what they started."""
+    found, look = [], running(f"{board.folder}/sshd_config")
+    while look:
+        done = subprocess.run(["pgrep", "-P", ",".join(look)], capture_output=True, text=True, check=False)
+        look = [pid for pid in done.stdout.split() if Path(f"/proc/{pid}/comm").read_text().startswith("sshd")]
+        found += look
+    assert found
+    return found
+
+
+def interrupt(board, model, how):
+    kept = {}
+
+    def measure():
+        with open_device(board.url) as device:
+            kept["run"] = measure_remote(device, [model], ENDLESS, threads=1)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    wait_until(lambda: running("agent.py spec.json"))
+    time.sleep(3.0)
+    how()
+    thread.join(30)
+    assert len(kept["run"].series[0].ms) > 10
+    return kept["run"]
+
+
+@pytest.mark.parametrize("url", ["ssh://Board;id", "ssh://$(id)", "ssh://-oProxyCommand=id", "ssh://a b", "telnet://x"])
+def test_metacharacters_in_the_url(url, artifact):
+    with pytest.raises(UsageError, match="malformed"):
+        run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=url))
+
+
+def test_metacharacters_in_a_path(board, artifact, tmp_path):
+    odd = tmp_path / "it's $(touch HERE); `id` & *"
+    shutil.copytree(artifact, odd)
+    results = run_bench(BenchConfig(folders=[odd], stop=QUICK, device=board.url))
+    assert results["subjects"][0]["path"] == str(odd)
+    assert not Path("HERE").exists() and left(board) == []
+
+
+# The agent under the Pythons of boards -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])
+def test_the_agent_under_other_pythons(version, loopback, monkeypatch, artifact):
+    python = python_with_runtime(version)
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", python)
+    results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=loopback.url))
+    assert results["environment"]["python"].startswith(version + ".")
+    assert results["subjects"][0]["device_check"]["max_abs_difference"] < 1e-4
+    assert left(loopback) == []
+
+
+def python_with_runtime(version):
+    """A Python of that version with onnxruntime: DSPKD_TEST_PYTHONS lists folders of environments to look in."""
+    for folder in filter(None, os.environ.get("DSPKD_TEST_PYTHONS", "").split(os.pathsep)):
+        python = Path(folder) / "bin" / "python"
+        code = "import onnxruntime, sys; print('%d.%d' % sys.version_info[:2])"
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+        if done.stdout.strip() == version:
+            return str(python)
+    pytest.skip(f"no Python {version} with onnxruntime (DSPKD_TEST_PYTHONS)")
+
+
+def bare_python(version):
+    installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    for name in (*map(str, installed), f"/usr/bin/python{version}"):
+        if shutil.which(name):
+            return name
+    pytest.skip(f"no Python {version} here")
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])
+def test_the_agent_needs_nothing_but_python(version, loopback, monkeypatch, artifact):
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", bare_python(version))
+    fails(loopback, artifact, "the device has no (numpy|onnxruntime)")
+
+
+# Events --------------------------------------------------------------------------------------------
+
+
+def test_a_last_line_that_was_cut_is_left_out():
+    start = '{"event": "start", "protocol": 1, "machine": "m"}\n'
+    run = read_events(start + '{"event": "times", "index": 0, "at_ms": [0], "ms": [1.5]}\n{"event": "tim', "there")
+    assert run.series[0].ms == [1.5] and run.interrupted
+    assert read_events("", "there") is None
+    assert read_events(start + '{"event": "new"}\n{"event": "end"}\n', "there").interrupted is None
+    with pytest.raises(DeviceError, match="not of the agent"):
+        read_events('{"event": "start", "protocol": 2}\n', "there")
+
+
+def test_the_agent_removes_no_folder_of_others(tmp_path, monkeypatch):
+    for name, there in (("dspkd.abc", False), ("home", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.setattr(agent, "__file__", str(folder / "agent.py"))
+        agent._remove_own_folder()
+        assert folder.exists() is there
+
+
+# The command line ----------------------------------------------------------------------------------
+
+
+def test_bench_on_a_device_and_against_a_baseline(board, artifact, tmp_path):
+    out = tmp_path / "results.json"
+    words = ["bench", str(artifact), "--device", board.url, "--seconds", "1", "--min-rounds", "70"]
+    done = CliRunner().invoke(app, [*words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    baseline = json.loads(out.read_text())
+    loose = ["--against", str(out), "--max-latency-regression", "900%"]
+    done = CliRunner().invoke(app, [*words, *loose])
+    assert done.exit_code == 0 and "pass: " in done.output
+    for subject in baseline["subjects"]:
+        for key in ("p50_ms", "p90_ms"):
+            subject["latency"][key] /= 100
+        subject["latency"]["p50_interval_ms"] = [v / 100 for v in subject["latency"]["p50_interval_ms"]]
+    out.write_text(json.dumps(baseline))
+    done = CliRunner().invoke(app, [*words, "--against", str(out)])
+    assert done.exception.exit_code == 3
+    subject["latency"]["p50_interval_ms"] = [0.0001, 1e6]
+    out.write_text(json.dumps(baseline))
+    done = CliRunner().invoke(app, [*words, "--against", str(out)])
+    assert done.exception.exit_code == 6
+    done = CliRunner().invoke(app, [*words, "--against", str(out), "--max-latency-regression", "much"])
+    assert done.exception.exit_code == 2
+
+
+def test_the_agent_on_this_machine_is_a_device_too(model):
+    with LocalDevice() as device:
+        run = measure_remote(device, [model], QUICK, threads=1)
+    assert len(run.series[0].ms) == 70 and run.interrupted is None
