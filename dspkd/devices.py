@@ -45,6 +45,7 @@ LONGEST_SOCKET = 80
 NOT_FOUND = 127
 CONNECTION_LOST = 255
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 # What OpenSSH or the device says, and what helps. The first that is found applies.
 FIXES = (
@@ -112,11 +113,14 @@ class Device(ABC):
         """`argv` with the device's Python; DeviceError if it has none."""
         done = self.run([self.python, *argv], timeout=timeout, stdout=stdout)
         if done.returncode == NOT_FOUND:
-            raise DeviceError(
-                f"{self.url} has no {self.python}: {done.last_line}",
-                hint="install Python 3 there, or name the command in DSPKD_DEVICE_PYTHON",
-            )
+            raise self.no_python(done)
         return done
+
+    def no_python(self, done: Completed) -> DeviceError:
+        return DeviceError(
+            f"{self.url} has no {self.python}: {done.last_line}",
+            hint="install Python 3 there, or name the command in DSPKD_DEVICE_PYTHON",
+        )
 
     def describe(self) -> dict[str, str]:
         """`system` and `machine` as uname names them, and the version of `python`."""
@@ -422,7 +426,7 @@ def _execute(
 
 
 def _check_name(name: str) -> None:
-    if NAME.fullmatch(name) is None:
+    if FILE.fullmatch(name) is None:
         raise ValueError(f"{name!r} is no plain file name")
 
 

@@ -100,14 +100,20 @@ def ratio_of_medians(slow_ms: Sequence[float], fast_ms: Sequence[float], *, repe
     Rounds that depend on each other are drawn in blocks as long as the dependence lasts.
     """
     slow, fast = np.asarray(slow_ms, dtype=float), np.asarray(fast_ms, dtype=float)
-    n = len(slow)
     block = math.ceil(max(autocorrelation_time(v <= np.median(v)) for v in (slow, fast)))
     rng = np.random.Generator(np.random.PCG64(0))
-    starts = rng.integers(0, n, size=(repetitions, math.ceil(n / block)))
-    picks = ((starts[..., None] + np.arange(block)) % n).reshape(repetitions, -1)[:, :n]
-    ratios = np.median(slow[picks], axis=1) / np.median(fast[picks], axis=1)
+    picks = _blocks(rng, len(slow), block, repetitions)
+    # Of two lengths they come from two runs, and no call of the one belongs to a call of the other.
+    others = picks if len(slow) == len(fast) else _blocks(rng, len(fast), block, repetitions)
+    ratios = np.median(slow[picks], axis=1) / np.median(fast[others], axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return {"ratio": float(np.median(slow) / np.median(fast)), "interval": [float(low), float(high)]}
+
+
+def _blocks(rng: np.random.Generator, n: int, block: int, repetitions: int) -> np.ndarray:
+    """(repetitions, n) indices in runs of `block` neighbours, the end joined to the beginning."""
+    starts = rng.integers(0, n, size=(repetitions, math.ceil(n / block)))
+    return ((starts[..., None] + np.arange(block)) % n).reshape(repetitions, -1)[:, :n]
 
 
 def thinned(series: Series, most: int = 400) -> dict[str, list[float]]:

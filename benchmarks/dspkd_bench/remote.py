@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dspkd import tensorrt_device
-from dspkd.devices import Completed, Device
+from dspkd.devices import NOT_FOUND, Completed, Device
 from dspkd.errors import DeviceError
 from dspkd_bench import agent
 from dspkd_bench.latency import Series, StopRule
@@ -49,26 +49,85 @@ class RemoteRun:
 def measure_remote(
     device: Device, models: Sequence[Model], stop: StopRule, *, threads: int, patience_s: float = PATIENCE_SECONDS
 ) -> RemoteRun:
-    """Measure all models in turns on an open device.
+    """Measure all models in turns on an open device: ExecuTorch programs with the C++ runner, all others with the
+    agent, so that two programs run one after the other where both kinds are asked for.
 
     A run that breaks off after something was measured is returned with `interrupted`. Raises DeviceError if it broke
     off before, if another bench is running there, or if what came back is none of the agent's events.
     """
-    _push(device, models, stop, threads)
+    parts = [
+        [index for index, model in enumerate(models) if (model.target == "executorch") == native]
+        for native in (False, True)
+    ]
+    whole = RemoteRun()
+    for part, start in zip(parts, (_start_agent, _start_runner), strict=True):
+        if not part or whole.interrupted:
+            continue
+        command = start(device, [models[i] for i in part], stop, threads)
+        try:
+            run = _measure(device, command, stop.seconds + patience_s)
+        except DeviceError as error:
+            if not whole.series:
+                raise
+            run = RemoteRun(interrupted=error.message)
+        _join(whole, run, part)
+    return whole
+
+
+def _join(whole: RemoteRun, run: RemoteRun, part: Sequence[int]) -> None:
+    whole.machine = run.machine | whole.machine
+    for name in ("loaded", "outputs", "failed", "series"):
+        getattr(whole, name).update({part[i]: value for i, value in getattr(run, name).items() if i < len(part)})
+    whole.states += run.states
+    whole.interrupted = run.interrupted
+
+
+def _measure(device: Device, command: Sequence[str], timeout: float) -> RemoteRun:
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         events = Path(scratch) / "events"
         fault: DeviceError | None = None
         done = Completed(0, "", "")
         try:
             with events.open("wb") as stream:
-                done = device.run_python(["agent.py", "spec.json"], timeout=stop.seconds + patience_s, stdout=stream)
+                done = device.run(command, timeout=timeout, stdout=stream)
         except DeviceError as error:
             fault = error
+        if done.returncode == NOT_FOUND and fault is None:
+            raise device.no_python(done)
         run = read_events(events.read_text(encoding="utf-8", errors="replace"), device.url)
     return _finished(run, device, done, fault)
 
 
-def _push(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> None:
+def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:
+    """The runner for the device's kind of processor goes there; the command that starts it."""
+    from dspkd_bench.runner_build import build_runner
+
+    machine = device.run(["uname", "-m"], timeout=30).stdout.strip()
+    with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
+        kit = build_runner(Path(scratch) / "kit", machine=machine)
+        for file in kit.files:
+            device.push(file, file.name)
+        picture = Path(scratch) / "picture.bin"
+        picture.write_bytes(np.ascontiguousarray(models[0].picture).tobytes())
+        device.push(picture, "runner-picture.bin")
+    names = [f"program{index}{model.path.suffix}" for index, model in enumerate(models)]
+    for name, model in zip(names, models, strict=True):
+        device.push(model.path, name)
+    device.run(["chmod", "700", *kit.executables], timeout=30)
+    options = {
+        "--seconds": stop.seconds,
+        "--min-rounds": stop.min_rounds,
+        "--max-rounds": stop.max_rounds,
+        "--warmup": stop.warmup_rounds,
+        "--threads": threads,
+    }
+    # One picture for all: where sizes differ the runner makes noise of its own for each.
+    same = len({model.picture.shape for model in models}) == 1
+    given = ["--input", "runner-picture.bin"] if same else []
+    return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *names]
+
+
+def _start_agent(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:
     described = []
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         spec, picture = Path(scratch) / "spec.json", Path(scratch) / "picture"
@@ -84,6 +143,7 @@ def _push(device: Device, models: Sequence[Model], stop: StopRule, threads: int)
     device.push(Path(agent.__file__), "agent.py")
     if any(model.target == "tensorrt" for model in models):
         device.push(Path(tensorrt_device.__file__), "tensorrt_device.py")
+    return [device.python, "agent.py", "spec.json"]
 
 
 def _finished(run: RemoteRun | None, device: Device, done: Completed, fault: DeviceError | None) -> RemoteRun:

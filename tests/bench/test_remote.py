@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dspkd.cli.app import app
 from dspkd.devices import LocalDevice, open_device
 from dspkd.errors import DeviceError, UsageError
-from dspkd_bench import agent
+from dspkd_bench import agent, bench
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.remote import Model, measure_remote, read_events
@@ -91,17 +91,39 @@ def test_an_artifact_is_measured_over_ssh(board, artifact):
     assert left(board) == []
 
 
-def test_what_the_device_cannot_run_is_said_and_the_rest_is_measured(board, tiny_artifacts):
+def test_what_the_device_cannot_run_is_said_and_the_rest_is_measured(loopback, monkeypatch, artifact, tmp_path):
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
+    damaged = tmp_path / "model_static.onnx"
+    damaged.write_bytes(b"not a model")
+    with np.load(artifact / "golden.npz") as stored:
+        picture = stored["pixels"][0]
+    models = [Model(damaged, "onnx", picture), Model(artifact / "model_static.onnx", "onnx", picture)]
+    with open_device(loopback.url) as device:
+        run = measure_remote(device, models, QUICK, threads=1)
+    assert list(run.series) == [1] and len(run.series[1].ms) == 70
+    assert "protobuf" in run.failed[0].lower() and run.interrupted is None
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
+def test_onnx_and_executorch_programs_in_one_bench(board, tiny_artifacts):
     results = run_bench(BenchConfig(folders=list(tiny_artifacts.values()), stop=QUICK, device=board.url))
     check_schema(results)
-    assert [s["target"] for s in results["subjects"]] == ["onnx"]
-    [failed] = results["failed"]
-    assert "ExecuTorch" in failed["name"] and "not executorch" in failed["message"]
+    assert {s["target"] for s in results["subjects"]} == {"onnx", "executorch"}
+    assert all(s["device_check"]["max_abs_difference"] < 1e-4 for s in results["subjects"])
+    assert left(board) == []
 
 
 def test_only_artifacts_go_to_a_device(board, tiny_student):
     with pytest.raises(UsageError, match="no artifact"):
         run_bench(BenchConfig(folders=[tiny_student], stop=QUICK, device=board.url))
+
+
+def test_a_wrong_answer_makes_the_run_invalid(board, artifact, monkeypatch):
+    golden = bench._golden
+    monkeypatch.setattr(bench, "_golden", lambda subject: (golden(subject)[0], golden(subject)[1][::-1] + [0, 9, 0]))
+    results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=board.url))
+    assert results["validity"]["verdict"] == "invalid"
+    assert "wrong answer" in results["validity"]["reasons"][0]
 
 
 # Faults: each with a message of its own, exit code 5, and nothing left there ------------------------

@@ -1,0 +1,563 @@
+// The program that measures ExecuTorch programs on a device without Python, such as a phone.
+//
+//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N] [--input FILE.bin]
+//                  model1.pte [model2.pte ...]
+//
+// It prints events, one JSON object a line: start, loaded, failed, output, times, state, end. Exit 0: measured, or
+// ended by SIGTERM; 2: bad arguments; 4: no model could be run. `runner_build.py` compiles it against the headers and
+// libraries of the executorch wheel.
+
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/platform/platform.h>
+
+#include <dirent.h>
+#include <sched.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if __has_include(<executorch/extension/threadpool/threadpool.h>)
+#include <executorch/extension/threadpool/threadpool.h>
+#else
+// The wheel of 1.5 has the thread pool's library and not its header. This is the part of it that is needed; a library
+// that no longer has it does not link.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
+#endif
+
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::extension::Module;
+using executorch::extension::TensorPtr;
+using executorch::runtime::Error;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kBadArguments = 2;
+constexpr int kNothingRan = 4;
+constexpr double kStateSeconds = 1.0;
+constexpr const char* kUsage =
+    "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N]\n"
+    "                    [--input FILE.bin] model1.pte [model2.pte ...]\n";
+
+volatile std::sig_atomic_t stop_asked = 0;
+
+void ask_to_stop(int) { stop_asked = 1; }
+
+double milliseconds(Clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
+
+// JSON -------------------------------------------------------------------------------------------------------------
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char character : text) {
+    const auto code = static_cast<unsigned char>(character);
+    if (character == '"' || character == '\\') {
+      out += '\\';
+      out += character;
+    } else if (code < 0x20 || code >= 0x7f) {
+      // Names of files and zones need not be UTF-8. Byte by byte they stay readable as Latin-1.
+      char escape[8];
+      std::snprintf(escape, sizeof escape, "\\u%04x", code);
+      out += escape;
+    } else {
+      out += character;
+    }
+  }
+  return out + '"';
+}
+
+std::string number(double value) {
+  if (!std::isfinite(value)) return "null";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", value);
+  return text;
+}
+
+std::string number(const std::optional<long>& value) { return value ? std::to_string(*value) : "null"; }
+
+template <typename Values, typename Text>
+std::string array(const Values& values, Text text) {
+  std::string out = "[";
+  for (const auto& value : values) {
+    if (out.size() > 1) out += ',';
+    out += text(value);
+  }
+  return out + ']';
+}
+
+std::string array(const std::vector<double>& values) {
+  return array(values, [](double value) { return number(value); });
+}
+
+void say(const std::string& event, const std::string& members = "") {
+  const std::string line = "{\"event\":" + quoted(event) + members + "}\n";
+  std::fwrite(line.data(), 1, line.size(), stdout);
+  std::fflush(stdout);
+}
+
+std::string member(const char* name, const std::string& json) { return std::string(",\"") + name + "\":" + json; }
+
+std::string index_member(size_t index) { return member("index", std::to_string(index)); }
+
+void say_failed(size_t index, const std::string& message) {
+  say("failed", index_member(index) + member("message", quoted(message)));
+}
+
+// The device's state -----------------------------------------------------------------------------------------------
+
+// Tests stand in a folder for the root of the file system.
+std::string under_root(const std::string& path) {
+  const char* root = std::getenv("DSPKD_RUNNER_ROOT");
+  return (root ? root : "") + path;
+}
+
+std::optional<std::string> first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line)) return std::nullopt;
+  return line;
+}
+
+std::optional<long> whole_number(const std::optional<std::string>& text) {
+  if (!text) return std::nullopt;
+  char* end = nullptr;
+  const long value = std::strtol(text->c_str(), &end, 10);
+  while (*end == ' ') ++end;
+  if (end == text->c_str() || *end != '\0') return std::nullopt;
+  return value;
+}
+
+// Folders named `prefix` and a number, in the order of the numbers.
+std::vector<std::string> numbered(const std::string& folder, const std::string& prefix) {
+  std::vector<std::pair<long, std::string>> found;
+  if (DIR* listing = opendir(folder.c_str())) {
+    while (const dirent* entry = readdir(listing)) {
+      const std::string name = entry->d_name;
+      if (name.rfind(prefix, 0) != 0) continue;
+      if (const auto value = whole_number(name.substr(prefix.size()))) found.emplace_back(*value, folder + "/" + name);
+    }
+    closedir(listing);
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> paths;
+  for (const auto& item : found) paths.push_back(item.second);
+  return paths;
+}
+
+std::string clocks_and_governors() {
+  std::vector<long> clocks;
+  std::set<std::string> governors;
+  for (const auto& cpu : numbered(under_root("/sys/devices/system/cpu"), "cpu")) {
+    if (const auto clock = whole_number(first_line(cpu + "/cpufreq/scaling_cur_freq"))) clocks.push_back(*clock);
+    if (const auto governor = first_line(cpu + "/cpufreq/scaling_governor")) governors.insert(*governor);
+  }
+  return member("clocks_khz", array(clocks, [](long clock) { return std::to_string(clock); })) +
+         member("governor", array(governors, quoted));
+}
+
+std::string temperatures() {
+  std::string out;
+  std::set<std::string> seen;
+  for (const auto& zone : numbered(under_root("/sys/class/thermal"), "thermal_zone")) {
+    const auto value = whole_number(first_line(zone + "/temp"));
+    // Phones give absurdly low values for sensors that are switched off.
+    if (!value || *value <= -100000) continue;
+    const std::string folder = zone.substr(zone.rfind('/') + 1);
+    std::string name = first_line(zone + "/type").value_or(folder);
+    // Several zones may be of one type, and a JSON object has each name once.
+    if (!seen.insert(name).second) name += " (" + folder + ")";
+    out += (out.empty() ? "" : ",") + quoted(name) + ":" + number(static_cast<double>(*value) / 1000.0);
+  }
+  return member("temperatures_c", "{" + out + "}");
+}
+
+void say_state(double at_ms) {
+  const auto load = first_line(under_root("/proc/loadavg"));
+  say("state", member("at_ms", number(at_ms)) +
+                   member("load1", load ? number(std::strtod(load->c_str(), nullptr)) : "null") +
+                   clocks_and_governors() + temperatures());
+}
+
+// The value of a line such as "VmRSS:     1234 kB".
+std::optional<long> memory_kib(const std::string& field) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind(field + ":", 0) == 0) return std::strtol(line.c_str() + field.size() + 1, nullptr, 10);
+  }
+  return std::nullopt;
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const auto colon = line.find(": ");
+    if (colon != std::string::npos && (line.rfind("model name", 0) == 0 || line.rfind("Hardware", 0) == 0)) {
+      return quoted(line.substr(colon + 2));
+    }
+  }
+  return "null";
+}
+
+void say_start() {
+  utsname system{};
+  uname(&system);
+  cpu_set_t cores;
+  const bool known = sched_getaffinity(0, sizeof cores, &cores) == 0;
+  say("start", member("protocol", "1") + member("program", quoted("dspkd-runner")) +
+                   member("machine", quoted(system.machine)) +
+                   member("os", quoted(std::string(system.sysname) + " " + system.release)) +
+                   member("cores", known ? std::to_string(CPU_COUNT(&cores)) : "null") + member("cpu", cpu_name()));
+}
+
+// Arguments --------------------------------------------------------------------------------------------------------
+
+struct Settings {
+  double seconds = 20.0;
+  long min_rounds = 50;
+  long max_rounds = 2000;
+  long warmup = 10;
+  long threads = 1;
+  std::string input;
+  std::vector<std::string> models;
+};
+
+[[noreturn]] void refuse(const std::string& message) {
+  std::fprintf(stderr, "dspkd_runner: %s\n%s", message.c_str(), kUsage);
+  std::exit(kBadArguments);
+}
+
+long count(const std::string& name, const std::string& text, long least) {
+  const auto value = whole_number(text);
+  if (!value || *value < least || *value > std::numeric_limits<int32_t>::max()) {
+    refuse(name + " takes a whole number from " + std::to_string(least) + ", not '" + text + "'");
+  }
+  return *value;
+}
+
+double duration(const std::string& name, const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !std::isfinite(value) || value < 0.0) {
+    refuse(name + " takes seconds from 0, not '" + text + "'");
+  }
+  return value;
+}
+
+void set(Settings& settings, const std::string& name, const std::string& value) {
+  if (name == "--seconds") {
+    settings.seconds = duration(name, value);
+  } else if (name == "--min-rounds") {
+    settings.min_rounds = count(name, value, 1);
+  } else if (name == "--max-rounds") {
+    settings.max_rounds = count(name, value, 1);
+  } else if (name == "--warmup") {
+    settings.warmup = count(name, value, 0);
+  } else if (name == "--threads") {
+    settings.threads = count(name, value, 1);
+  } else if (name == "--input") {
+    settings.input = value;
+  } else {
+    refuse("there is no " + name);
+  }
+}
+
+Settings read_arguments(const std::vector<std::string>& words) {
+  Settings settings;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i].rfind("--", 0) != 0) {
+      settings.models.push_back(words[i]);
+    } else if (i + 1 < words.size()) {
+      set(settings, words[i], words[i + 1]);
+      ++i;
+    } else {
+      refuse(words[i] + " takes a value");
+    }
+  }
+  if (settings.models.empty()) refuse("no model is given");
+  if (settings.min_rounds > settings.max_rounds) refuse("--min-rounds is above --max-rounds");
+  return settings;
+}
+
+// The picture ------------------------------------------------------------------------------------------------------
+
+// uint8 (side, side, 3), as a decoder gives it.
+struct Picture {
+  size_t side;
+  std::vector<uint8_t> bytes;
+};
+
+Picture read_picture(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) refuse("cannot read " + path);
+  std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const auto side = static_cast<size_t>(std::lround(std::sqrt(static_cast<double>(bytes.size()) / 3.0)));
+  if (side == 0 || side * side * 3 != bytes.size()) {
+    refuse(path + " has " + std::to_string(bytes.size()) + " bytes, which is no square picture of three channels");
+  }
+  return {side, std::move(bytes)};
+}
+
+Picture noise(size_t side) {
+  std::mt19937 random(0);
+  Picture picture{side, std::vector<uint8_t>(side * side * 3)};
+  for (auto& value : picture.bytes) value = static_cast<uint8_t>(random() & 0xff);
+  return picture;
+}
+
+// (H, W, 3) -> (3, H, W) in [0, 1].
+std::vector<float> planes(const Picture& picture) {
+  const size_t area = picture.side * picture.side;
+  std::vector<float> values(3 * area);
+  for (size_t pixel = 0; pixel < area; ++pixel) {
+    for (size_t channel = 0; channel < 3; ++channel) {
+      values[channel * area + pixel] = static_cast<float>(picture.bytes[3 * pixel + channel]) / 255.0f;
+    }
+  }
+  return values;
+}
+
+// A model ----------------------------------------------------------------------------------------------------------
+
+// What ExecuTorch has logged as an error since it was last cleared: more than an error's number says.
+std::string last_error;
+
+void keep_errors(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
+                 size_t length) {
+  // The first one names the cause; those that follow come from its callers.
+  if ((level == kError || level == kFatal) && last_error.empty()) last_error.assign(message, length);
+  if (level == kFatal) std::fprintf(stderr, "executorch: %.*s\n", static_cast<int>(length), message);
+}
+
+std::string explained(const char* doing, Error error) {
+  char code[16];
+  std::snprintf(code, sizeof code, " (0x%02x)", static_cast<unsigned>(error));
+  return std::string(doing) + ": " + executorch::runtime::to_string(error) + code +
+         (last_error.empty() ? "" : ": " + last_error);
+}
+
+class Model {
+ public:
+  explicit Model(const std::string& path) : module_(path, Module::LoadMode::Mmap) {}
+
+  // Empty, or what is wrong.
+  std::string load() {
+    last_error.clear();
+    // Python's runtime checks as much, so that times of loading compare.
+    Error error = module_.load(executorch::runtime::Program::Verification::InternalConsistency);
+    if (error == Error::Ok) error = module_.load_forward();
+    return error == Error::Ok ? "" : explained("cannot be loaded", error);
+  }
+
+  // Reads shape and type from the program and fills them from `given`, else with noise. Empty, or what is wrong.
+  std::string prepare(const std::optional<Picture>& given) {
+    const auto meta = module_.method_meta("forward");
+    if (!meta.ok()) return explained("cannot be read", meta.error());
+    if (meta->num_inputs() != 1) return "takes " + std::to_string(meta->num_inputs()) + " inputs, expected one";
+    const auto image = meta->input_tensor_meta(0);
+    if (!image.ok()) return explained("its input cannot be read", image.error());
+    const std::vector<int32_t> shape(image->sizes().begin(), image->sizes().end());
+    const bool bytes = image->scalar_type() == ScalarType::Byte;
+    const size_t side = side_of(shape, bytes);
+    if (side == 0 || !(bytes || image->scalar_type() == ScalarType::Float)) {
+      return "takes neither float32 (1, 3, H, H) nor uint8 (1, H, H, 3)";
+    }
+    if (given && given->side != side) {
+      return "takes pictures of " + std::to_string(side) + " px, --input has " + std::to_string(given->side) + " px";
+    }
+    fill(given ? *given : noise(side), bytes, shape);
+    return "";
+  }
+
+  // Empty, or what is wrong. Only this is timed.
+  std::string run() {
+    last_error.clear();
+    auto result = module_.forward(input_);
+    if (!result.ok()) return explained("cannot be run", result.error());
+    answer_ = std::move(*result);
+    return "";
+  }
+
+  // Nothing if the last answer is not one tensor of float32.
+  std::optional<std::vector<double>> probabilities() const {
+    if (answer_.size() != 1 || !answer_[0].isTensor()) return std::nullopt;
+    const auto& tensor = answer_[0].toTensor();
+    if (tensor.scalar_type() != ScalarType::Float) return std::nullopt;
+    const float* values = tensor.const_data_ptr<float>();
+    return std::vector<double>(values, values + tensor.numel());
+  }
+
+ private:
+  static size_t side_of(const std::vector<int32_t>& shape, bool bytes) {
+    if (shape.size() != 4) return 0;
+    const int32_t channels = bytes ? shape[3] : shape[1];
+    const int32_t height = bytes ? shape[1] : shape[2];
+    const int32_t width = bytes ? shape[2] : shape[3];
+    return channels == 3 && height == width && height > 0 ? static_cast<size_t>(height) : 0;
+  }
+
+  void fill(const Picture& picture, bool bytes, std::vector<int32_t> shape) {
+    // A program of any batch size tells its largest one.
+    shape[0] = 1;
+    if (bytes) {
+      bytes_ = picture.bytes;
+      input_ = executorch::extension::from_blob(bytes_.data(), std::move(shape), ScalarType::Byte);
+    } else {
+      floats_ = planes(picture);
+      input_ = executorch::extension::from_blob(floats_.data(), std::move(shape), ScalarType::Float);
+    }
+  }
+
+  Module module_;
+  std::vector<uint8_t> bytes_;
+  std::vector<float> floats_;
+  TensorPtr input_;
+  std::vector<executorch::runtime::EValue> answer_;
+};
+
+// Loading ----------------------------------------------------------------------------------------------------------
+
+struct Subject {
+  size_t index;
+  std::unique_ptr<Model> model;
+  std::vector<double> at_ms;
+  std::vector<double> ms;
+};
+
+// Loads, runs once, and says how long both took and what came out. Empty, or what is wrong.
+std::string open_model(Model& model, size_t index, const std::optional<Picture>& given) {
+  const auto before = memory_kib("VmRSS");
+  const auto started = Clock::now();
+  std::string fault = model.load();
+  const auto loaded = Clock::now();
+  if (fault.empty()) fault = model.prepare(given);
+  const auto first = Clock::now();
+  if (fault.empty()) fault = model.run();
+  const auto ended = Clock::now();
+  if (!fault.empty()) return fault;
+  const auto probabilities = model.probabilities();
+  if (!probabilities) return "does not give one tensor of float32";
+  say("loaded", index_member(index) + member("runtime", quoted("executorch " DSPKD_EXECUTORCH_VERSION)) +
+                    member("load_ms", number(milliseconds(loaded - started))) +
+                    member("first_ms", number(milliseconds(ended - first))) +
+                    member("rss_before_kib", number(before)) + member("rss_loaded_kib", number(memory_kib("VmRSS"))) +
+                    member("peak_kib", number(memory_kib("VmHWM"))));
+  say("output", index_member(index) + member("probabilities", array(*probabilities)));
+  return "";
+}
+
+std::vector<Subject> open_all(const Settings& settings, const std::optional<Picture>& given) {
+  std::vector<Subject> subjects;
+  for (size_t index = 0; index < settings.models.size() && !stop_asked; ++index) {
+    auto model = std::make_unique<Model>(settings.models[index]);
+    const std::string fault = open_model(*model, index, given);
+    if (fault.empty()) {
+      subjects.push_back({index, std::move(model), {}, {}});
+    } else {
+      say_failed(index, settings.models[index] + " " + fault);
+    }
+  }
+  return subjects;
+}
+
+// Measuring --------------------------------------------------------------------------------------------------------
+
+void flush_times(Subject& subject) {
+  if (subject.ms.empty()) return;
+  say("times", index_member(subject.index) + member("at_ms", array(subject.at_ms)) + member("ms", array(subject.ms)));
+  subject.at_ms.clear();
+  subject.ms.clear();
+}
+
+// Every subject once, from the one whose turn it is; what fails is taken out. Times are kept if `since` is given.
+void run_round(std::vector<Subject>& subjects, size_t number_of_round, const std::optional<Clock::time_point>& since) {
+  std::set<size_t> gone;
+  for (size_t i = 0; i < subjects.size() && !stop_asked; ++i) {
+    Subject& subject = subjects[(number_of_round + i) % subjects.size()];
+    const auto before = Clock::now();
+    const std::string fault = subject.model->run();
+    const auto after = Clock::now();
+    if (!fault.empty()) {
+      flush_times(subject);
+      say_failed(subject.index, fault);
+      gone.insert(subject.index);
+    } else if (since) {
+      subject.at_ms.push_back(milliseconds(before - *since));
+      subject.ms.push_back(milliseconds(after - before));
+    }
+  }
+  subjects.erase(std::remove_if(subjects.begin(), subjects.end(),
+                                [&](const Subject& subject) { return gone.count(subject.index) > 0; }),
+                 subjects.end());
+}
+
+void measure(std::vector<Subject>& subjects, const Settings& settings) {
+  for (long round = 0; round < settings.warmup && !stop_asked && !subjects.empty(); ++round) {
+    run_round(subjects, static_cast<size_t>(round), std::nullopt);
+  }
+  say_state(0.0);
+  const auto started = Clock::now();
+  auto said = started;
+  for (long round = 0; round < settings.max_rounds && !stop_asked && !subjects.empty(); ++round) {
+    const auto now = Clock::now();
+    if (round >= settings.min_rounds && milliseconds(now - started) >= settings.seconds * 1e3) break;
+    if (milliseconds(now - said) >= kStateSeconds * 1e3) {
+      for (auto& subject : subjects) flush_times(subject);
+      say_state(milliseconds(now - started));
+      said = Clock::now();
+    }
+    run_round(subjects, static_cast<size_t>(round), started);
+  }
+  for (auto& subject : subjects) flush_times(subject);
+  say_state(milliseconds(Clock::now() - started));
+}
+
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = ask_to_stop;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Settings settings = read_arguments({argv + 1, argv + argc});
+  std::optional<Picture> given;
+  if (!settings.input.empty()) given = read_picture(settings.input);
+  catch_signals();
+  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_errors, __FILE__));
+  // XNNPACK takes the pool's size when a program is loaded.
+  auto* pool = executorch::extension::threadpool::get_threadpool();
+  if (pool) pool->_unsafe_reset_threadpool(static_cast<uint32_t>(settings.threads));
+  say_start();
+  auto subjects = open_all(settings, given);
+  if (!subjects.empty()) measure(subjects, settings);
+  say("end");
+  return subjects.empty() && !stop_asked ? kNothingRan : 0;
+}
