@@ -57,7 +57,8 @@ def main(run: Path, data: Path, size: int | None) -> None:
         stop = StopRule(warmup_rounds=50, min_rounds=300, max_rounds=4000, seconds=20.0)
         for target, precision in ((t, p) for t in ("onnx", "executorch") for p in PRECISIONS):
             pair = [f"{target} {precision} {form}" for form in FORMS.values()]
-            times |= measure_interleaved({name: calls[name] for name in pair}, stop)
+            measured = measure_interleaved({name: calls[name] for name in pair}, stop)
+            times |= {name: series.ms for name, series in measured.items()}
     machine = describe_environment(1)
     what = f"{student.card.architecture}, {student.card.preprocess.size} px"
     print(f"{what}, {machine['cpu']}, 1 thread, {min(map(len, times.values()))} rounds or more\n")

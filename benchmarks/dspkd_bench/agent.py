@@ -346,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Runtimes leave files in the temporary folder (ONNX Runtime a `.ses`); in this one they are removed with it.
-    os.environ["TMPDIR"] = str(Path(__file__).resolve().parent)
+    os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         measure(json.loads(Path(file).read_text()))
     except _Nobody:

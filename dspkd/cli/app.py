@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 import dspkd
-from dspkd.cli import measuring, sharing, training, using
+from dspkd.cli import doctor, measuring, sharing, training, using
 from dspkd.errors import DspkdError
 
 __all__ = ["app", "main"]
@@ -51,6 +51,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "verify": sharing.verify,
     "bench": measuring.bench,
     "report": measuring.report,
+    "doctor": doctor.doctor,
 }
 
 

@@ -18,7 +18,7 @@ def bench(
     teacher: Path | None = typer.Option(None, "--teacher", help="A model folder to compare with, measured in PyTorch."),
     student: Path | None = typer.Option(None, "--student", help="A run or student folder, measured in PyTorch."),
     device: str = typer.Option(
-        "local", "--device", help="local, or ssh://[user@]host[:port] (artifacts only, on its own runtimes)."
+        "local", "--device", help="local, ssh://host or ssh://user@host:port; a device runs artifacts only."
     ),
     threads: int = typer.Option(1, "--threads", help="Threads of every runtime.", min=1),
     seconds: float = typer.Option(20.0, "--seconds", help="Stop after this long (but not before --min-rounds)."),
