@@ -129,14 +129,19 @@ def report(
     run: list[Path] = typer.Option(
         [], "--run", help="Run folders to show with curves and confusion matrix. Repeatable."
     ),
-    out: Path = typer.Option(Path("report.html"), "--out", help="The page."),
+    out: Path = typer.Option(Path("report.html"), "--out", help="The page; a table if it ends in .csv or .md."),
 ) -> None:
-    """Make one self-contained HTML page from results and runs. Nothing is measured here.
+    """Make one self-contained HTML page, or a table, from the results of one or several devices. Nothing is measured.
 
     Needs results.json; run folders are optional (those measured are taken from the results where they still lie there).
     Writes --out.
     """
-    from dspkd_bench.report import collect, write_report
+    from dspkd_bench.report import collect, read_results, write_report
+    from dspkd_bench.report_tables import table_writer
 
-    write_report(out, collect(results, run))
+    write_table = table_writer(out)
+    if write_table is not None:
+        write_table([read_results(path) for path in results])
+    else:
+        write_report(out, collect(results, run))
     say(f"written to {out}")

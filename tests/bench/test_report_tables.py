@@ -1,0 +1,60 @@
+"""Tables of results: read back what was written, and nothing a spreadsheet would run."""
+
+import csv
+import io
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dspkd.cli.app import app
+from dspkd.errors import UsageError
+from dspkd_bench.report_tables import results_csv, results_markdown, table_writer
+
+
+def read(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_holds_what_was_measured(results):
+    rows = read(results_csv([results]))
+    assert len(rows) == len(results["subjects"])
+    for row, subject in zip(rows, results["subjects"], strict=True):
+        assert row["subject"] == subject["name"]
+        assert float(row["p50_ms"]) == subject["latency"]["p50_ms"]
+        assert int(row["macs"]) == subject["complexity"]["macs"]
+        assert float(row["p50_low_ms"]) <= float(row["p50_ms"]) <= float(row["p50_high_ms"])
+    students = [row for row in rows if row["role"] == "student"]
+    assert students and all(float(row["teacher_over_student_latency"]) > 1 for row in students)
+    assert rows[0]["device"] == "local" and rows[0]["load_ms"] == ""
+
+
+def test_a_name_is_never_a_formula(results):
+    results["subjects"][0]["name"] = '=cmd|"/C calc"!A0'
+    assert read(results_csv([results]))[0]["subject"] == '\'=cmd|"/C calc"!A0'
+
+
+def test_several_devices_stand_in_one_table(results):
+    other = json.loads(json.dumps(results)) | {"device": {"url": "ssh://board"}}
+    devices = {row["device"] for row in read(results_csv([results, other]))}
+    assert devices == {"local", "ssh://board"}
+    lines = results_markdown([results, other]).splitlines()
+    assert sum(line.startswith("| ssh://board") for line in lines) == len(results["subjects"])
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_markdown_escapes_its_own_sign(results):
+    results["subjects"][0]["name"] = "a|b"
+    assert "a\\|b" in results_markdown([results])
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.md"])
+def test_the_suffix_decides(results, tmp_path, name):
+    source, out = tmp_path / "results.json", tmp_path / name
+    source.write_text(json.dumps(results))
+    done = CliRunner().invoke(app, ["report", str(source), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert results["subjects"][0]["name"] in out.read_text()
+    with pytest.raises(UsageError, match="no such kind"):
+        table_writer(tmp_path / "table.xlsx")
+    assert table_writer(tmp_path / "page.html") is None
