@@ -287,10 +287,25 @@ def _bench(result: Mapping[str, Any]) -> dict[str, Any]:
         "networks": list({s["weights_sha256"]: {**s, "architecture": _short(s)} for s in subjects}.values()),
         "certificates": [row for row in rows if row["certificate"]],
         "settings": result["settings"],
+        "place": (result.get("device") or {}).get("url", "local"),
+        "verdict": _verdict(result),
+        "failed": result.get("failed") or [],
+        "has_cold": any(s.get("load_ms") is not None for s in subjects),
         "environment": _environment(result),
         "command": result.get("command", ""),
         "has_memory": any(s["memory"] for s in subjects),
     }
+
+
+def _verdict(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whether the run may be believed, in words; None for results from before there were verdicts."""
+    said = {
+        "valid": "Valid run.",
+        "semi-valid": "Semi-valid run: read this first.",
+        "invalid": "Invalid run: do not quote these numbers.",
+    }
+    validity = result.get("validity")
+    return {"title": said[validity["verdict"]], "reasons": validity["reasons"]} if validity else None
 
 
 def _point(row: Mapping[str, Any]) -> Point:

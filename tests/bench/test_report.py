@@ -256,3 +256,23 @@ def test_no_speed_is_claimed_across_runtimes(report_data, results):
     tiles = view(replace(report_data, results=[measured]))["tiles"]
     assert [tile["label"] for tile in tiles if tile["label"] == "faster"] == []
     assert any(tile["label"] == "fewer parameters" for tile in tiles)
+
+
+def test_a_run_that_may_not_be_believed_says_so_first(results):
+    reasons = ["broke off: the connection to <ssh://board> is lost", "student: the latencies are bimodal"]
+    results |= {
+        "device": {"url": "ssh://board", "kind": "ssh", "name": None, "machine": "aarch64"},
+        "validity": {"verdict": "invalid", "reasons": reasons},
+        "failed": [{"name": "teacher ExecuTorch fp32", "message": "out of <memory>"}],
+    }
+    results["subjects"][0] |= {"load_ms": 12.5, "first_inference_ms": None}
+    page = render_report(ReportContent(results=[results]))
+    assert "Invalid run: do not quote these numbers." in page
+    assert "&lt;ssh://board&gt;" in page and "<memory>" not in page
+    assert "Measured on ssh://board" in page and "teacher ExecuTorch fp32: out of" in page
+    assert page.index("Invalid run") < page.index("p50, ms") and "12.5" in page
+
+
+def test_results_from_before_verdicts_have_none(results):
+    page = render_report(ReportContent(results=[results]))
+    assert 'class="verdict"' not in page
