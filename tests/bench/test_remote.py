@@ -54,9 +54,20 @@ def script(loopback, monkeypatch, text, name="python-there"):
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", str(file))
 
 
+def processes():
+    """(pid, parent's pid, name, command line) of everything that runs here."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if rest.split()[0] != "Z":
+            yield int(folder.name), int(rest.split()[1]), name, words
+
+
 def running(word):
-    done = subprocess.run(["pgrep", "-f", word], capture_output=True, text=True, check=False)
-    return [pid for pid in done.stdout.split() if pid != str(os.getpid())]
+    return [pid for pid, _, _, words in processes() if word in words and pid != os.getpid()]
 
 
 def wait_until(condition, seconds=15):
@@ -233,7 +244,7 @@ def test_a_second_bench_on_the_same_device(board, artifact, model):
 
 
 def test_the_agent_is_killed_and_what_was_measured_is_kept(board, model):
-    kept = interrupt(board, model, lambda: [os.kill(int(pid), 9) for pid in running("agent.py spec.json")])
+    kept = interrupt(board, model, lambda: [os.kill(pid, 9) for pid in running("agent.py spec.json")])
     assert "ended early" in kept.interrupted
     assert left(board) == []
 
@@ -241,7 +252,7 @@ def test_the_agent_is_killed_and_what_was_measured_is_kept(board, model):
 def test_the_connection_is_cut_while_it_measures(board, model):
     def cut():
         for pid in sessions(board):
-            os.kill(int(pid), 9)
+            os.kill(pid, 9)
 
     kept = interrupt(board, model, cut)
     assert "connection" in kept.interrupted
@@ -254,8 +265,7 @@ def sessions(board):
     """The server's own processes for its connections, not what they started."""
     found, look = [], running(f"{board.folder}/sshd_config")
     while look:
-        done = subprocess.run(["pgrep", "-P", ",".join(look)], capture_output=True, text=True, check=False)
-        look = [pid for pid in done.stdout.split() if Path(f"/proc/{pid}/comm").read_text().startswith("sshd")]
+        look = [pid for pid, parent, name, _ in processes() if parent in look and name.startswith("sshd")]
         found += look
     assert found
     return found
