@@ -117,6 +117,7 @@ class Device(ABC):
         return done
 
     def no_python(self, done: Completed) -> DeviceError:
+        """What to raise when the command that starts its Python is not found."""
         return DeviceError(
             f"{self.url} has no {self.python}: {done.last_line}",
             hint="install Python 3 there, or name the command in DSPKD_DEVICE_PYTHON",

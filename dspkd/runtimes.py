@@ -6,7 +6,6 @@ optional packages and are imported when a model is loaded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -57,8 +56,6 @@ def _version(package: str) -> str:
 
 
 def _load_onnx(path: Path, threads: int) -> LoadedModel:
-    # It reads this at import. Nothing of ours reports to anyone unless the user asks for it.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

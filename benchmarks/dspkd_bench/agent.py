@@ -148,7 +148,8 @@ def measure_rounds(
 # The device's state ---------------------------------------------------------------------------------
 
 
-def _read(path: Any) -> str | None:
+def read_text(path: Any) -> str | None:
+    """None if it cannot be read."""
     try:
         return Path(path).read_text(errors="replace").strip()
     except OSError:
@@ -158,38 +159,39 @@ def _read(path: Any) -> str | None:
 def read_state() -> dict[str, Any]:
     """Clocks in kHz, governors, temperatures in degrees Celsius, load; what cannot be read is left out."""
     cores = sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    clocks = [_read(core / "scaling_cur_freq") for core in cores]
+    clocks = [read_text(core / "scaling_cur_freq") for core in cores]
     temperatures = {}
     for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        value = _read(zone / "temp")
+        value = read_text(zone / "temp")
         if value and value.lstrip("-").isdigit() and int(value) > -100000:
-            temperatures[_read(zone / "type") or zone.name] = int(value) / 1000.0
+            temperatures[read_text(zone / "type") or zone.name] = int(value) / 1000.0
     return {
         "load1": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "clocks_khz": [int(value) for value in clocks if value and value.isdigit()],
-        "governor": sorted({value for value in (_read(core / "scaling_governor") for core in cores) if value}),
+        "governor": sorted({value for value in (read_text(core / "scaling_governor") for core in cores) if value}),
         "temperatures_c": temperatures,
     }
 
 
 def describe() -> dict[str, Any]:
     """Processor, cores, system, and what a Jetson says of its release and power mode. No host name, no user."""
-    info = _read("/proc/cpuinfo") or ""
+    info = read_text("/proc/cpuinfo") or ""
     named = [
         line.partition(":")[2].strip() for line in info.splitlines() if line.startswith(("model name", "Hardware"))
     ]
     return {
-        "cpu": "".join(named[:1]) or (_read("/proc/device-tree/model") or "").rstrip("\0") or None,
+        "cpu": "".join(named[:1]) or (read_text("/proc/device-tree/model") or "").rstrip("\0") or None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "os": " ".join((platform.system(), platform.release())),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "l4t": _read("/etc/nv_tegra_release"),
+        "l4t": read_text("/etc/nv_tegra_release"),
     }
 
 
-def _memory_kib(field: str) -> int | None:
-    for line in (_read("/proc/self/status") or "").splitlines():
+def memory_kib(field: str) -> int | None:
+    """VmRSS, VmHWM and the like of this process; None where there is no /proc."""
+    for line in (read_text("/proc/self/status") or "").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
     return None
@@ -260,7 +262,7 @@ def _load(index: int, model: dict[str, Any], threads: int) -> Callable[[], objec
     pixels = numpy.fromfile(model["picture"], dtype=numpy.uint8).reshape(1, size, size, 3)
     if model["target"] not in LOADERS:
         raise ValueError(f"this agent runs {' and '.join(LOADERS)}, not {model['target']}")
-    before, started = _memory_kib("VmRSS"), time.perf_counter_ns()
+    before, started = memory_kib("VmRSS"), time.perf_counter_ns()
     runtime, dtype, run = LOADERS[model["target"]](model["file"], threads)
     loaded = time.perf_counter_ns()
     value = pixels if dtype == "uint8" else to_float(pixels)
@@ -274,8 +276,8 @@ def _load(index: int, model: dict[str, Any], threads: int) -> Callable[[], objec
         load_ms=(loaded - started) / 1e6,
         first_ms=(ended - first) / 1e6,
         rss_before_kib=before,
-        rss_loaded_kib=_memory_kib("VmRSS"),
-        peak_kib=_memory_kib("VmHWM"),
+        rss_loaded_kib=memory_kib("VmRSS"),
+        peak_kib=memory_kib("VmHWM"),
     )
     _say("output", index=index, probabilities=[float(v) for v in answer[0]])
     return lambda: run(value)
@@ -301,7 +303,7 @@ def measure(spec: dict[str, Any]) -> None:
         except _Nobody:
             raise
         except ModuleNotFoundError as error:
-            _say("failed", index=index, missing=error.name, message=f"the device has no {error.name}")
+            _say("failed", index=index, message=f"the device has no {error.name}")
         except Exception as error:  # each runtime has exceptions of its own
             _say("failed", index=index, message=(str(error).strip().splitlines() or [type(error).__name__])[0])
     if calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from dspkd.errors import DeviceError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
 from dspkd.student import load_student
-from dspkd_bench.agent import read_state
+from dspkd_bench.agent import STATE_SECONDS, read_state
 from dspkd_bench.complexity import count
 from dspkd_bench.environment import describe_environment, load_average
 from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
@@ -92,10 +93,14 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
 def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
     calls = {name: _call(subject, config.pixels) for name, subject in named.items()}
     environment = describe_environment(config.threads)
-    states = [read_state()]
+    states, looked = [read_state()], time.monotonic()
 
     def during(number: int, total: int, what: str) -> None:
-        states.append(read_state())
+        # No more often than the agent looks: on a board with many cores it reads many files.
+        nonlocal looked
+        if time.monotonic() - looked >= STATE_SECONDS:
+            states.append(read_state())
+            looked = time.monotonic()
         if progress:
             progress(number, total, what)
 
@@ -114,7 +119,7 @@ def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Prog
 
 
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
-    models = [Model(subject.model_file, subject.target, _picture(subject, config)) for subject in named.values()]
+    models = [Model(subject.model_file, subject.target, _picture(subject)) for subject in named.values()]
     if progress:
         progress(0, 1, f"measuring on {config.device}")
     with open_device(config.device) as device:
@@ -180,7 +185,7 @@ def _golden(subject: Subject) -> tuple[np.ndarray, np.ndarray] | None:
         return stored["pixels"][0], stored["pytorch"][0]
 
 
-def _picture(subject: Subject, config: BenchConfig) -> np.ndarray:
+def _picture(subject: Subject) -> np.ndarray:
     golden = _golden(subject)
     return golden[0] if golden else _noise(subject.size)[0]
 
@@ -217,13 +222,13 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
         "subjects": records,
         "ratios": _ratios(records, {name: series.ms for name, series in measured.series.items()}),
         "validity": validity,
-        "states": thin_states(measured.states),
+        "states": _thin_states(measured.states),
         "failed": [{"name": name, "message": message} for name, message in measured.failed.items()],
         "interrupted": measured.interrupted,
     }
 
 
-def thin_states(states: list[dict[str, Any]], most: int = 60) -> list[dict[str, Any]]:
+def _thin_states(states: list[dict[str, Any]], most: int = 60) -> list[dict[str, Any]]:
     """First, last, and evenly many between."""
     return states if len(states) <= most else [states[i * (len(states) - 1) // (most - 1)] for i in range(most)]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from dspkd_bench.agent import describe, read_text
 
 __all__ = ["describe_environment", "load_average"]
 
@@ -15,14 +16,12 @@ PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "executorch", "numpy"
 
 def describe_environment(threads: int) -> dict[str, Any]:
     """JSON-ready. What cannot be read is None, never guessed. Host name and user are left out on purpose."""
+    said = describe()
     return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        **{name: said[name] for name in ("cores", "os", "machine", "python")},
+        "cpu": said["cpu"] or platform.processor() or None,
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average_1min": load_average(),
-        "os": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "python": platform.python_version(),
         "threads": threads,
         "packages": {name: _version(name) for name in PACKAGES},
     }
@@ -40,17 +39,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
-def _cpu_name() -> str | None:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or None

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dspkd_bench.agent import memory_kib
+
 __all__ = ["measure_memory"]
 
 RUNS = 3
@@ -49,10 +51,10 @@ def measure_memory(folder: Path, *, threads: int, timeout_s: float = 300.0) -> d
 
 
 def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise KeyError(field)
+    kib = memory_kib(field)
+    if kib is None:
+        raise KeyError(field)
+    return kib / 1024
 
 
 def _reset_peak() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ def measure_remote(
             if not whole.series:
                 raise
             run = RemoteRun(interrupted=error.message)
+        if start is _start_runner and not _one_picture(models[i] for i in part):
+            # What it says then is of noise, and nothing is known to compare it with.
+            run.outputs.clear()
         _join(whole, run, part)
     return whole
 
@@ -92,7 +95,7 @@ def _measure(device: Device, command: Sequence[str], timeout: float) -> RemoteRu
                 done = device.run(command, timeout=timeout, stdout=stream)
         except DeviceError as error:
             fault = error
-        if done.returncode == NOT_FOUND and fault is None:
+        if done.returncode == NOT_FOUND and command[0] == device.python:
             raise device.no_python(done)
         run = read_events(events.read_text(encoding="utf-8", errors="replace"), device.url)
     return _finished(run, device, done, fault)
@@ -121,10 +124,14 @@ def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threa
         "--warmup": stop.warmup_rounds,
         "--threads": threads,
     }
-    # One picture for all: where sizes differ the runner makes noise of its own for each.
-    same = len({model.picture.shape for model in models}) == 1
-    given = ["--input", "runner-picture.bin"] if same else []
+    # One picture for all: where they differ the runner makes noise of its own for each.
+    given = ["--input", "runner-picture.bin"] if _one_picture(models) else []
     return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *names]
+
+
+def _one_picture(models: Iterable[Model]) -> bool:
+    first, *others = (model.picture for model in models)
+    return all(np.array_equal(first, other) for other in others)
 
 
 def _start_agent(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:

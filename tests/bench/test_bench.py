@@ -1,32 +1,23 @@
 """A real, tiny bench; the schema of its results; the table."""
 
 import io
-import json
-from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
+from results_schema import check_schema
 
 from dspkd.errors import UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import Preprocess
 from dspkd.student import StudentCard, save_student
-from dspkd_bench.bench import RESULTS_SCHEMA_VERSION, BenchConfig, run_bench
+from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.memory import measure_memory
 from dspkd_bench.table import results_table
 
 QUICK = StopRule(warmup_rounds=1, min_rounds=8, max_rounds=8, seconds=0.0)
 CLASSES = ("a", "b", "c")
-
-
-def check_schema(results) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((files("dspkd_bench") / "results.schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(json.loads(json.dumps(results, allow_nan=False)), schema)
-    assert schema["properties"]["schema_version"]["const"] == RESULTS_SCHEMA_VERSION
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopback_ssh import free_port, loopback, serve
+from results_schema import check_schema
 from typer.testing import CliRunner
 
 from dspkd.cli.app import app
@@ -81,14 +82,6 @@ def left(loopback):
     return [path.name for path in loopback.work.iterdir()]
 
 
-def check_schema(results):
-    jsonschema = pytest.importorskip("jsonschema")
-    from importlib.resources import files
-
-    schema = json.loads((files("dspkd_bench") / "results.schema.json").read_text(encoding="utf-8"))
-    jsonschema.validate(json.loads(json.dumps(results, allow_nan=False)), schema)
-
-
 def test_an_artifact_is_measured_over_ssh(board, artifact):
     results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=board.url))
     check_schema(results)
@@ -137,10 +130,23 @@ def test_a_wrong_answer_makes_the_run_invalid(board, artifact, monkeypatch):
     assert "wrong answer" in results["validity"]["reasons"][0]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
+def test_programs_with_different_pictures_are_timed_and_not_compared(board, tiny_artifacts):
+    program = tiny_artifacts["executorch"] / "model.pte"
+    with np.load(tiny_artifacts["executorch"] / "golden.npz") as stored:
+        models = [Model(program, "executorch", stored["pixels"][i]) for i in (0, 1)]
+    assert not np.array_equal(models[0].picture, models[1].picture)
+    with open_device(board.url) as device:
+        run = measure_remote(device, models, QUICK, threads=1)
+        again = measure_remote(device, models[:1], QUICK, threads=1)
+    assert sorted(run.series) == [0, 1] and run.outputs == {}
+    assert list(again.outputs) == [0]
+
+
 # Faults: each with a message of its own, exit code 5, and nothing left there ------------------------
 
 
-def fails(loopback, artifact, message, *, url=None, capfd=None):
+def fails(loopback, artifact, message, *, url=None):
     config = BenchConfig(folders=[artifact], stop=QUICK, device=url or loopback.url)
     with pytest.raises(DeviceError, match=message) as caught:
         run_bench(config)
