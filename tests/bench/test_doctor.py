@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback_ssh import loopback
+from other_pythons import other_python
 
 from dspkd.artifact import Artifact, ArtifactCard
 from dspkd.devices import open_device
@@ -22,13 +23,6 @@ __all__ = ["loopback"]
 PROBE = Path(doctor_probe.__file__)
 PORTABLE = "executorch.extension.pybindings.portable_lib"
 ORIN = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
-
-
-def python_of(version):
-    found = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
-    if not found:
-        pytest.skip(f"no Python {version} here (pyenv)")
-    return found[0]
 
 
 def works(version=None):
@@ -103,7 +97,7 @@ def test_the_probe_runs_under_old_and_new_pythons_and_writes_nothing(version, tm
         "tools": ["sh", "no"],
     }
     done = subprocess.run(
-        [python_of(version), "doctor_probe.py", json.dumps(wanted)], capture_output=True, cwd=tmp_path, check=True
+        [other_python(version), "doctor_probe.py", json.dumps(wanted)], capture_output=True, cwd=tmp_path, check=True
     )
     found = read_probe(done.stdout.decode(), "here")
     assert found["python"].startswith(version + ".")

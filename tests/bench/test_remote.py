@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopback_ssh import free_port, loopback, serve
+from other_pythons import other_python
 from results_schema import check_schema
 from typer.testing import CliRunner
 
@@ -332,17 +333,9 @@ def python_with_runtime(version):
     pytest.skip(f"no Python {version} with onnxruntime (DSPKD_TEST_PYTHONS)")
 
 
-def bare_python(version):
-    installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
-    for name in (*map(str, installed), f"/usr/bin/python{version}"):
-        if shutil.which(name):
-            return name
-    pytest.skip(f"no Python {version} here")
-
-
 @pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])
 def test_the_agent_needs_nothing_but_python(version, loopback, monkeypatch, artifact):
-    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", bare_python(version))
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", other_python(version))
     fails(loopback, artifact, "the device has no (numpy|onnxruntime)")
 
 
