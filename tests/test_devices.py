@@ -167,7 +167,8 @@ def test_urls(url, destination, port):
     "url",
     [
         "", "jetson", "ssh://", "ssh://host:port", "ssh://host:99999", "ssh://-oProxyCommand=id", "ssh://a b",
-        "ssh://me:secret@host", "ssh://host/path", "http://host", "ssh://-l@host", "ssh://host?x=1", "adb:SERIAL",
+        "ssh://me:secret@host", "ssh://host/path", "http://host", "ssh://-l@host", "ssh://host?x=1",
+        "adb:-s", "adb:a b", "adb:$(id)", "adb:x;id",
     ],
 )  # fmt: skip
 def test_malformed_urls_are_a_usage_error(url):
