@@ -21,6 +21,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -250,10 +251,15 @@ class ShellDevice(Device):
         super().__init__(url)
         self._folder = ""
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] | None = None
 
     @abstractmethod
     def _command(self, script: str) -> list[str]:
         """What runs a script there."""
+
+    def _keeper_command(self, script: str) -> list[str]:
+        """What runs the first script, which keeps the work folder."""
+        return self._command(script)
 
     @abstractmethod
     def _shell(
@@ -282,16 +288,19 @@ class ShellDevice(Device):
         The script that makes the folder also removes it, and ends what runs in it, as soon as its input ends: when
         `close` ends it, when the connection is cut, and when this process is killed.
         """
-        remove = 'test -f "$d/.running" && kill "$(cat "$d/.running")"; rm -rf -- "$d"'
+        # What is being ended may still write.
+        remove = 'test -f "$d/.running" && kill "$(cat "$d/.running")"; rm -rf -- "$d" || { sleep 1; rm -rf -- "$d"; }'
         script = (
             f"trap '' HUP PIPE; umask 077; d=$(mktemp -d \"{parent}/dspkd.XXXXXXXX\") || exit 1; "
             f'echo "dspkd-folder $d"; while read -r line; do :; done; {remove}'
         )
+        # Not into a pipe that nobody empties.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
         self._keeper = subprocess.Popen(
-            self._command(script),
+            self._keeper_command(script),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             # Ctrl-C is for us, who then clean up in order.
             start_new_session=True,
         )
@@ -299,10 +308,12 @@ class ShellDevice(Device):
         # A login script may have printed something before.
         found = FOLDER.search(said)
         if found is None:
-            complained = self._end_keeper()
-            done = Completed(self._keeper.returncode, said.decode(errors="replace"), complained)
-            raise self._error("no temporary folder can be made there", done)
+            code = self._end_keeper()
+            raise self._no_folder(Completed(code, said.decode(errors="replace"), self._complained()))
         self._folder = os.fsdecode(found[1])
+
+    def _no_folder(self, done: Completed) -> DeviceError:
+        return self._error("no temporary folder can be made there", done)
 
     def _remove_folder(self) -> None:
         """And end what runs in it. Nothing is raised if the device is gone."""
@@ -310,16 +321,24 @@ class ShellDevice(Device):
         if self._keeper is not None:
             self._end_keeper()
             self._keeper = None
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
 
-    def _end_keeper(self) -> str:
-        """What it complained about."""
+    def _end_keeper(self) -> int:
         assert self._keeper is not None
         try:
-            _, complained = self._keeper.communicate(timeout=CLEANUP_SECONDS)
+            self._keeper.communicate(timeout=CLEANUP_SECONDS)
         except subprocess.TimeoutExpired:
             self._keeper.kill()
-            _, complained = self._keeper.communicate()
-        return complained.decode(errors="replace")
+            self._keeper.communicate()
+        return self._keeper.returncode
+
+    def _complained(self) -> str:
+        """What the connection that keeps the folder has said on stderr."""
+        assert self._complaints is not None
+        self._complaints.seek(0)
+        return self._complaints.read().decode(errors="replace")
 
     def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
         # Neither ssh nor adb ends a command that nobody waits for any more, so its number is kept while it runs.
@@ -357,7 +376,6 @@ class SshDevice(ShellDevice):
         super().__init__(f"ssh://{at}{address}" + (f":{port}" if port else ""))
         self._destination, self._port = f"{at}{host}", port
         self._private: Path | None = None
-        self._master: subprocess.Popen[bytes] | None = None
 
     @property
     def python(self) -> str:
@@ -366,39 +384,22 @@ class SshDevice(ShellDevice):
     def open(self) -> None:
         if shutil.which("ssh") is None:
             raise DeviceError(f"{self.url}: there is no ssh on this machine", hint="install the OpenSSH client")
-        self._connect()
-        self._make_folder("${TMPDIR:-/tmp}")
-
-    def _connect(self) -> None:
         self._private = Path(tempfile.mkdtemp(prefix="dspkd-"))
         if len(os.fsencode(self._private)) > LONGEST_SOCKET:
             self._private.rmdir()
             self._private = Path(tempfile.mkdtemp(prefix="dspkd-", dir="/tmp"))
-        # In the foreground but in a session of its own: we see why it ends, and Ctrl-C leaves it for the cleaning up.
-        with (self._private / "log").open("wb") as log:
-            self._master = subprocess.Popen(
-                [*self._ssh("ControlMaster=yes"), "-N", "--", self._destination],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 3 * CONNECT_SECONDS
-        while not self._socket.exists():
-            ended = self._master.poll() is not None
-            if ended or time.monotonic() > deadline:
-                reason = self._said() or ("it says nothing" if ended else "timed out")
-                raise DeviceError(f"{self.url} cannot be reached: {reason}", hint=self._hint(reason))
-            time.sleep(0.02)
+        self._make_folder("${TMPDIR:-/tmp}")
+
+    def _no_folder(self, done: Completed) -> DeviceError:
+        if done.returncode not in (CONNECTION_LOST, -signal.SIGKILL):
+            return super()._no_folder(done)
+        reason = "\n".join(lines(done.stderr)[-1:]) or ("timed out" if done.returncode < 0 else "it says nothing")
+        return DeviceError(f"{self.url} cannot be reached: {reason}", hint=self._hint(reason))
 
     @property
     def _socket(self) -> Path:
         assert self._private is not None
         return self._private / "s"
-
-    def _said(self) -> str:
-        assert self._private is not None
-        return "\n".join(lines((self._private / "log").read_text(errors="replace"))[-1:])
 
     def _ssh(self, *options: str) -> list[str]:
         config = os.environ.get("DSPKD_SSH_CONFIG")
@@ -417,23 +418,10 @@ class SshDevice(ShellDevice):
         return ["ssh", *(["-F", config] if config else []), "-T", *switches]
 
     def close(self) -> None:
-        try:
-            self._remove_folder()
-        finally:
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        if self._master is not None:
-            self._master.terminate()
-            try:
-                self._master.wait(0.5)
-            except subprocess.TimeoutExpired:
-                # It may notice the signal only with the next packet, seconds later; nothing is left for it to do.
-                self._master.kill()
-                self._master.wait()
+        self._remove_folder()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
-        self._master = self._private = None
+            self._private = None
 
     def push(self, local: Path, remote_name: str) -> None:
         check_name(remote_name)
@@ -453,11 +441,16 @@ class SshDevice(ShellDevice):
             if done.returncode != 0:
                 raise self._error(f"{remote_name} cannot be copied from there", done)
 
+    def _keeper_command(self, script: str) -> list[str]:
+        return self._session(script, "ControlMaster=yes")
+
     def _command(self, script: str) -> list[str]:
-        # Through the one connection or not at all: a new one would find the folder gone. And a POSIX script, whatever
-        # the user's login shell is.
-        ssh = self._ssh("ControlMaster=no", "ProxyCommand=false")
-        return [*ssh, "--", self._destination, f"exec sh -c {shlex.quote(script)}"]
+        # Through the keeper's connection or not at all: a new one would find the folder gone.
+        return self._session(script, "ControlMaster=no", "ProxyCommand=false")
+
+    def _session(self, script: str, *options: str) -> list[str]:
+        # `exec sh`, whatever the user's login shell is.
+        return [*self._ssh(*options), "--", self._destination, f"exec sh -c {shlex.quote(script)}"]
 
     def _shell(
         self,
@@ -472,7 +465,7 @@ class SshDevice(ShellDevice):
         except subprocess.TimeoutExpired as error:
             raise NoAnswerError(self.url, error.timeout) from error
         if done.returncode == CONNECTION_LOST:
-            reason = self._said() or done.last_line
+            reason = "\n".join(lines(self._complained())[-1:]) or done.last_line
             raise DeviceError(f"the connection to {self.url} is lost: {reason}", hint=self._hint(reason))
         return done
 
