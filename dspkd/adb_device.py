@@ -40,6 +40,7 @@ FIXES = (
     ("cannot connect to daemon", "restart adb's server: adb kill-server"),
     ("failed to start daemon", "restart adb's server: adb kill-server"),
     ("closed", "plug it in again and look whether it is listed: adb devices -l"),
+    ("no longer answers", "plug it in again and look whether it is listed: adb devices -l"),
 )
 
 
@@ -102,7 +103,8 @@ class AdbDevice(ShellDevice):
     def _copy(self, words: list[str], what: str) -> None:
         done = self._call(*words, timeout=COPY_SECONDS)
         if done.returncode != 0:
-            raise self._error(what, done)
+            # The last line is of how fast it was.
+            raise DeviceError(f"{self.url}: {what}: {_said(done)}", hint=self._hint(_said(done)))
 
     def _there(self, name: str) -> str:
         return f"{self._opened_folder}/{name}"
@@ -122,7 +124,7 @@ class AdbDevice(ShellDevice):
         done = self._execute(self._command(script), timeout=timeout, stdin=stdin, stdout=stdout)
         ended = ENDED.search(done.stderr)
         if ended is None:
-            raise DeviceError(f"the connection to {self.url} is lost: {_said(done)}", hint=self._hint(done.stderr))
+            raise DeviceError(f"the connection to {self.url} is lost: {_said(done)}", hint=self._hint(_said(done)))
         return Completed(int(ended[1]), done.stdout, done.stderr[: ended.start()])
 
     def _choose(self) -> str:
@@ -130,7 +132,7 @@ class AdbDevice(ShellDevice):
         wanted = self._serial or os.environ.get("ANDROID_SERIAL", "")
         done = self._execute([self._adb, "devices"])
         if done.returncode != 0:
-            raise DeviceError(f"{self.url}: adb does not run: {_said(done)}", hint=self._hint(done.stderr))
+            raise DeviceError(f"{self.url}: adb does not run: {_said(done)}", hint=self._hint(_said(done)))
         attached = dict(line.split(None, 1) for line in lines(done.stdout)[1:] if len(line.split(None, 1)) == 2)
         listed = ", ".join(attached) or "none"
         if not wanted and len(attached) > 1:
@@ -167,6 +169,6 @@ class AdbDevice(ShellDevice):
 
 
 def _said(done: Completed) -> str:
-    # What adb says of itself stands on stderr, between what the command said.
-    own = [line for line in lines(done.stderr) if line.startswith(("adb: ", "error: ", "* "))]
+    # adb speaks among what the command says, of files that are copied on stdout.
+    own = [line for line in lines(f"{done.stderr}\n{done.stdout}") if line.startswith(("adb: ", "error: ", "* "))]
     return own[-1] if own else "the device no longer answers"

@@ -14,12 +14,12 @@ import stat
 import struct
 import subprocess
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-__all__ = ["AdbServer", "FakePhone", "adb_server"]
+__all__ = ["FakePhone", "adb", "phone"]
 
 WORD = struct.Struct("<I")
 HEADER = struct.Struct("<6I")
@@ -297,6 +297,7 @@ class AdbServer:
     """The real adb with a server, a port and keys of its own."""
 
     def __init__(self, folder):
+        self._folder, self._phones = folder, 0
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -312,17 +313,30 @@ class AdbServer:
             ["adb", *words], env={**os.environ, **self.variables}, capture_output=True, text=True, timeout=60
         )
 
-    def connect(self, phone):
-        return self.run("connect", phone.serial).stdout
+    def attach(self, mood="ready"):
+        self._phones += 1
+        attached = FakePhone(self._folder / f"phone{self._phones}", mood)
+        self.run("connect", attached.serial)
+        return attached
 
 
-@contextmanager
-def adb_server(folder):
-    """Skips the test where there is no adb."""
+@pytest.fixture
+def adb(tmp_path_factory, monkeypatch):
+    """A server without devices, which adb talks to in this test. Skips the test where there is no adb."""
     if shutil.which("adb") is None:
         pytest.skip("no adb here (Android's platform tools)")
-    server = AdbServer(folder)
-    try:
-        yield server
-    finally:
-        server.run("kill-server")
+    server = AdbServer(tmp_path_factory.mktemp("adb"))
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    yield server
+    server.run("kill-server")
+
+
+@pytest.fixture
+def phone(adb):
+    """A phone that is attached and ready."""
+    attached = adb.attach()
+    assert attached.mood == "ready"
+    yield attached
+    attached.cut()
