@@ -288,8 +288,9 @@ class ShellDevice(Device):
         The script that makes the folder also removes it, and ends what runs in it, as soon as its input ends: when
         `close` ends it, when the connection is cut, and when this process is killed.
         """
+        end = 'test -f "$d/.running" && kill "$(cat "$d/.running")"; test -f "$d/.at-end" && sh "$d/.at-end"; '
         # What is being ended may still write.
-        remove = 'test -f "$d/.running" && kill "$(cat "$d/.running")"; rm -rf -- "$d" || { sleep 1; rm -rf -- "$d"; }'
+        remove = end + 'rm -rf -- "$d" || { sleep 1; rm -rf -- "$d"; }'
         script = (
             f"trap '' HUP PIPE; umask 077; d=$(mktemp -d \"{parent}/dspkd.XXXXXXXX\") || exit 1; "
             f'echo "dspkd-folder $d"; while read -r line; do :; done; {remove}'
@@ -348,6 +349,12 @@ class ShellDevice(Device):
         except NoAnswerError as error:
             self._stop()
             raise _too_long(self.url, argv, error.seconds) from error
+
+    def at_end(self, argv: Sequence[str]) -> None:
+        """Have the device run a command when it is closed, and by itself when the connection is cut."""
+        done = self._in_folder(f"printf '%s\\n' {shlex.quote(shlex.join(argv))} >> .at-end")
+        if done.returncode != 0:
+            raise self._error("nothing can be written there", done)
 
     def _stop(self) -> None:
         self._shell(f"cd {shlex.quote(self._folder)} && kill $(cat .running)", timeout=CLEANUP_SECONDS)
