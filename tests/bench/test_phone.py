@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from fake_adbd import adb, phone
+from recorded_phone import RECORDED, android
 from watching import wait_until
 
 from dspkd.devices import LocalDevice, open_device
 from dspkd_bench.phone import Phone, PhoneState, read_state, watch_phone
 from dspkd_bench.sensors import phone_identity
 
-__all__ = ["adb", "phone"]
-RECORDED = Path(__file__).parent / "data" / "sensors"
+__all__ = ["adb", "android", "phone"]
 ROOT = Path(__file__).resolve().parents[2]
 COOL = PhoneState("NONE", {}, 80.0, 25.0, "DISCHARGING", "battery", False)
 
@@ -25,17 +25,6 @@ def modes(tmp_path):
     """What `cmd` was asked for."""
     log = tmp_path / "modes"
     return lambda: [line.split()[-1] for line in log.read_text().splitlines()] if log.exists() else []
-
-
-@pytest.fixture
-def android(phone, tmp_path):
-    """Answers as a Xiaomi was recorded."""
-    phone.script("getprop", f"cat {RECORDED}/getprop_xiaomi.txt")
-    cases = f"battery) cat {RECORDED}/battery_xiaomi.txt;; thermalservice) cat {RECORDED}/thermal_xiaomi.txt;;"
-    phone.script("dumpsys", f"case $1 in {cases} esac")
-    phone.script("settings", "echo 0")
-    phone.script("cmd", f'echo "$@" >> {tmp_path}/modes')
-    return phone
 
 
 def watched(url):
