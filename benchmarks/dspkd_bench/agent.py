@@ -2,11 +2,13 @@
 
     python3 agent.py spec.json
 
-It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `remote.py` reads
-them: start, loaded, failed, output, times, state, end. What has been measured is flushed about once a second, so
-that a connection that breaks loses no more than that. If nobody reads any more, the program ends.
+It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `recording.py`
+takes them: start, loaded, failed, output, times, state, sensors, power, sustained, end. What has been measured is
+flushed about once a second, so that a connection that breaks loses no more than that. If nobody reads any more, the
+program ends. Sensors are read here and understood there: their text is sent as it is.
 
-Python 3.8 and up, no torch, nothing of dspkd. The loop is also the one that `latency.py` uses on this machine.
+Python 3.8 and up, no torch, nothing of dspkd. `bench.py` measures with these very functions on this machine. DSPKD_SYS
+names the folder where sysfs is mounted if that is not /sys.
 """
 
 from __future__ import annotations
@@ -16,15 +18,24 @@ import json
 import math
 import os
 import platform
+import random
+import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 PROTOCOL = 1
+SYS = Path(os.environ.get("DSPKD_SYS", "/sys"))
 STATE_SECONDS = 1.0
+POWER_SECONDS = 0.1
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 STEADY_WINDOW = 5
 STEADY_CHANGE = 0.05
 # MLPerf's LoadGen asks for this confidence in its single-stream scenario (early_stopping.cc, tolerance 0).
@@ -110,15 +121,14 @@ def _is_steady(rounds: Sequence[int]) -> bool:
 def measure_rounds(
     calls: Mapping[str, Callable[[], object]], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> Iterator[list[Round]]:
-    """Every subject once per round, a list of Round each; the order turns by one place every round.
+    """Every subject once per round, a list of Round each, in an order drawn anew for every round: what ran just before
+    has filled the caches, and would otherwise be the same neighbour every time. The draws are the same in every run.
 
     The garbage collector is off while it runs. Stop reading and it stops.
     """
-    names = list(calls)
+    names, draw = list(calls), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _no_garbage_collection():
         started = clock_ns()
         # Looking at the precision again only after a fifth more calls keeps the chance of stopping by luck small.
         look_at = rule.min_rounds
@@ -129,15 +139,23 @@ def measure_rounds(
                 look_at = math.ceil(1.2 * number)
                 if all(p90_is_known(values, rule.precision) for values in times.values()):
                     return
-            turn = number % len(names)
+            draw.shuffle(names)
             done = []
-            for name in names[turn:] + names[:turn]:
+            for name in names:
                 before = clock_ns()
                 calls[name]()
                 after = clock_ns()
                 times[name].append((after - before) / 1e6)
                 done.append(Round(name, (before - started) / 1e9, (after - before) / 1e6))
             yield done
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
@@ -156,10 +174,10 @@ def read_text(path: Any) -> str | None:
 
 def read_state() -> dict[str, Any]:
     """Clocks in kHz, governors, temperatures in degrees Celsius, load; what cannot be read is left out."""
-    cores = sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    cores = sorted((SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     clocks = [read_text(core / "scaling_cur_freq") for core in cores]
     temperatures = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+    for zone in sorted((SYS / "class/thermal").glob("thermal_zone*")):
         value = read_text(zone / "temp")
         if value and value.lstrip("-").isdigit() and int(value) > -100000:
             temperatures[read_text(zone / "type") or zone.name] = int(value) / 1000.0
@@ -177,14 +195,52 @@ def describe() -> dict[str, Any]:
     named = [
         line.partition(":")[2].strip() for line in info.splitlines() if line.startswith(("model name", "Hardware"))
     ]
+    board = (read_text("/proc/device-tree/model") or "").rstrip("\0") or None
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
-        "cpu": "".join(named[:1]) or (read_text("/proc/device-tree/model") or "").rstrip("\0") or None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": "".join(named[:1]) or board,
+        "board": board,
+        "cores": len(cores) if cores else os.cpu_count(),
+        "affinity": cores,
         "os": " ".join((platform.system(), platform.release())),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "l4t": read_text("/etc/nv_tegra_release"),
+        "nvpmodel": ask("nvpmodel", "-q"),
+        "packages": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that the runtimes come in, without loading them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def find_program(name: str) -> str | None:
+    """Also where a user who is not root does not look."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
+
+
+def ask(name: str, *words: str) -> str | None:
+    """What a program of the device prints; None if it has none, or if it fails."""
+    program = find_program(name)
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
 
 def memory_kib(field: str) -> int | None:
@@ -193,6 +249,103 @@ def memory_kib(field: str) -> int | None:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     return None
+
+
+# Power ----------------------------------------------------------------------------------------------
+
+
+class Sensors(NamedTuple):
+    """`columns` are read at every sample, `fixed` ({column: text}) was read once. Columns are "hwmon3/in1_input",
+    "intel-rapl:0/energy_uj", or "tegrastats" for one of its lines. `denied` are there and may not be read.
+    """
+
+    columns: list[str]
+    fixed: dict[str, str]
+    denied: list[str]
+
+
+def find_sensors() -> Sensors:
+    """The power monitors of hwmon and the energy counters of powercap; where there is none, tegrastats."""
+    columns, fixed, denied = [], {}, []
+    for folder, changing, constant in _sensor_folders():
+        readable = [name for name in changing if read_text(folder / name) is not None]
+        columns += [folder.name + "/" + name for name in readable]
+        denied += [folder.name + "/" + name for name in changing if not os.access(str(folder / name), os.R_OK)]
+        if readable:
+            texts = {name: read_text(folder / name) for name in constant}
+            fixed.update({folder.name + "/" + name: text for name, text in texts.items() if text is not None})
+    if not columns and find_program("tegrastats"):
+        columns = ["tegrastats"]
+    return Sensors(columns, fixed, denied)
+
+
+def _sensor_folders() -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each with the files that change and those that do not."""
+    for folder in sorted((SYS / "class/hwmon").glob("hwmon*")):
+        # TI's INA monitors, which boards have in their supply; other chips measure a part, or nothing of power.
+        if (read_text(folder / "name") or "").startswith("ina"):
+            changing = [file.name for kind in ("in", "curr", "power") for file in folder.glob(kind + "[1-3]_input")]
+            constant = [file.name for kind in ("label", "enable") for file in folder.glob("in[1-3]_" + kind)]
+            yield folder, sorted(changing), ["name", *sorted(constant)]
+    # Not intel-rapl-mmio, which counts the same energy a second time. AMD's counters have Intel's name here.
+    for folder in sorted((SYS / "class/powercap").glob("intel-rapl:*")):
+        yield folder, ["energy_uj"], ["name", "max_energy_range_uj"]
+
+
+class PowerSampler:
+    """Reads the sensors in a thread, between `start` and `stop`."""
+
+    def __init__(self, sensors: Sensors, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._child: Any = None
+        self._rows: deque[tuple[int, list[str | None]]] = deque()
+        self._stopped = threading.Event()
+        self._files = [_sensor_file(column) for column in sensors.columns if column != "tegrastats"]
+        self._thread = threading.Thread(
+            target=self._read_files if self._files else self._read_lines, daemon=True, name="power"
+        )
+
+    def start(self) -> None:
+        if not self._files:
+            interval = str(int(POWER_SECONDS * 1000))
+            self._child = subprocess.Popen(
+                [find_program("tegrastats") or "tegrastats", "--interval", interval],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        self._thread.start()
+
+    def take(self) -> list[tuple[int, list[str | None]]]:
+        """(time in ns, texts of the columns) of what was read since the last call."""
+        return [self._rows.popleft() for _ in range(len(self._rows))]
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._thread.join()
+        if self._child is not None:
+            self._child.stdout.close()
+
+    def _read_files(self) -> None:
+        due = self._clock_ns()
+        while not self._stopped.wait(max(0.0, (due - self._clock_ns()) / 1e9)):
+            before = self._clock_ns()
+            row = [read_text(file) for file in self._files]
+            after = self._clock_ns()
+            self._rows.append(((before + after) // 2, row))
+            # Where reading takes longer than the interval, no more is asked of the sensor than it can give.
+            due = max(due + int(POWER_SECONDS * 1e9), after)
+
+    def _read_lines(self) -> None:
+        for line in self._child.stdout:
+            self._rows.append((self._clock_ns(), [line.decode(errors="replace").strip()]))
+
+
+def _sensor_file(column: str) -> Path:
+    return SYS / "class" / ("hwmon" if column.startswith("hwmon") else "powercap") / column
 
 
 # Runtimes -------------------------------------------------------------------------------------------
@@ -289,7 +442,7 @@ def to_float(pixels: Any) -> Any:
 
 
 def measure(spec: dict[str, Any]) -> None:
-    """Load every model of the spec, say which cannot be, and time the others in turns."""
+    """Load every model of the spec, say which cannot be, and measure the others."""
     _say("start", protocol=PROTOCOL, program="dspkd-agent", **describe())
     if _lock() is None:
         _say("busy", message="another dspkd bench is running there")
@@ -305,32 +458,136 @@ def measure(spec: dict[str, Any]) -> None:
         except Exception as error:  # each runtime has exceptions of its own
             _say("failed", index=index, message=(str(error).strip().splitlines() or [type(error).__name__])[0])
     if calls:
-        _say("state", at_ms=0.0, **read_state())
-        _measure(calls, Rule(**spec["rule"]))
+        measure_calls(calls, Plan(Rule(**spec["rule"]), spec["sustained_s"]), _say)
     _say("end")
 
 
-def _measure(calls: Mapping[str, Callable[[], object]], rule: Rule) -> None:
-    warm_up(calls, rule)
-    waiting: Any = {name: ([], []) for name in calls}
-    said = time.monotonic()
-    for done in measure_rounds(calls, rule):
-        for name, at_s, took_ms in done:
-            waiting[name][0].append(round(at_s * 1e3, 3))
-            waiting[name][1].append(round(took_ms, 5))
-        if time.monotonic() - said >= STATE_SECONDS:
-            _flush(waiting)
-            _say("state", at_ms=done[-1].at_s * 1e3, **read_state())
-            said = time.monotonic()
-    _flush(waiting)
-    _say("state", at_ms=None, **read_state())
+# Measuring ------------------------------------------------------------------------------------------
 
 
-def _flush(waiting: Any) -> None:
-    for name, (at_ms, took_ms) in waiting.items():
-        if took_ms:
-            _say("times", index=int(name), at_ms=at_ms, ms=took_ms)
-        waiting[name] = ([], [])
+class Plan(NamedTuple):
+    """Interleaved rounds by `rule`; then, if `sustained_s`, each subject alone for so long after a pause."""
+
+    rule: Rule
+    sustained_s: float = 0.0
+
+    @property
+    def pause_s(self) -> float:
+        """Long enough to know the power without work and to cool down from the work before."""
+        return min(15.0, max(3.0, self.sustained_s / 4))
+
+    def seconds(self, subjects: int) -> float:
+        """About how long it takes, without the warm-up."""
+        return self.rule.seconds + subjects * (self.sustained_s + self.pause_s if self.sustained_s else 0.0)
+
+
+def measure_calls(
+    calls: Mapping[str, Callable[[], object]],
+    plan: Plan,
+    say: Any,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> None:
+    """Measure by the plan; `calls` are by the subject's index as text. `say(event, **values)` gets the events.
+
+    Times in events are ms since the warm-up ended. Power is sampled only while no interleaved rounds run.
+    """
+    session = _Session(say, clock_ns)
+    session.state("before")
+    session.rounds(calls, plan.rule)
+    session.state("after")
+    if plan.sustained_s:
+        with session.power():
+            for name, call in calls.items():
+                session.sustain(name, call, plan)
+
+
+class _Session:
+    def __init__(self, say: Any, clock_ns: Callable[[], int]) -> None:
+        self._say, self._clock_ns = say, clock_ns
+        self._began: int | None = None
+        self._sampler: PowerSampler | None = None
+
+    def _ms(self, ns: int) -> float:
+        return 0.0 if self._began is None else (ns - self._began) / 1e6
+
+    def state(self, phase: str, **values: Any) -> None:
+        self._say("state", at_ms=self._ms(self._clock_ns()), phase=phase, **values, **read_state())
+
+    def rounds(self, calls: Mapping[str, Callable[[], object]], rule: Rule) -> None:
+        warm_up(calls, rule, self._clock_ns)
+        waiting: Any = {name: ([], []) for name in calls}
+        said = self._clock_ns()
+        if self._began is None:
+            self._began = said
+        offset = self._ms(said)
+        for done in measure_rounds(calls, rule, self._clock_ns):
+            for name, at_s, took_ms in done:
+                waiting[name][0].append(offset + at_s * 1e3)
+                waiting[name][1].append(took_ms)
+            if self._clock_ns() - said >= STATE_SECONDS * 1e9:
+                self._flush(waiting)
+                self.state("rounds")
+                said = self._clock_ns()
+        self._flush(waiting)
+
+    def _flush(self, waiting: Any, **values: Any) -> None:
+        for name, (at_ms, took_ms) in waiting.items():
+            if took_ms:
+                rounded = [[round(value, 5) for value in series] for series in (at_ms, took_ms)]
+                self._say("times", index=int(name), at_ms=rounded[0], ms=rounded[1], **values)
+            waiting[name] = ([], [])
+
+    @contextmanager
+    def power(self) -> Iterator[None]:
+        """The power is sampled meanwhile, where there is a sensor."""
+        sensors = find_sensors()
+        self._say("sensors", **sensors._asdict())
+        if not sensors.columns:
+            yield
+            return
+        sampler = PowerSampler(sensors, self._clock_ns)
+        sampler.start()
+        self._sampler = sampler
+        try:
+            yield
+        finally:
+            sampler.stop()
+            self._sampler = None
+
+    def _flush_power(self) -> None:
+        rows = self._sampler.take() if self._sampler else []
+        if rows:
+            self._say("power", at_ms=[round(self._ms(at), 3) for at, _ in rows], rows=[row for _, row in rows])
+
+    def sustain(self, name: str, call: Callable[[], object], plan: Plan) -> None:
+        """A pause, then one call after the other, with nothing between but the flush of once a second."""
+        idle_from = self._clock_ns()
+        self._pause(name, plan.pause_s)
+        started = self._clock_ns()
+        waiting: Any = {name: ([], [])}
+        said = started
+        with _no_garbage_collection():
+            while self._clock_ns() - started < plan.sustained_s * 1e9:
+                before = self._clock_ns()
+                call()
+                after = self._clock_ns()
+                waiting[name][0].append(self._ms(before))
+                waiting[name][1].append((after - before) / 1e6)
+                if after - said >= STATE_SECONDS * 1e9:
+                    self._flush(waiting, phase="sustained")
+                    self._flush_power()
+                    self.state("sustained", index=int(name))
+                    said = self._clock_ns()
+        self._flush(waiting, phase="sustained")
+        self._flush_power()
+        self._say("sustained", index=int(name), idle_ms=[self._ms(idle_from), self._ms(started)])
+
+    def _pause(self, name: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(min(STATE_SECONDS, max(0.0, until - time.monotonic())))
+            self._flush_power()
+            self.state("idle", index=int(name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,18 +18,23 @@ from dspkd.errors import DeviceError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
 from dspkd.student import load_student
-from dspkd_bench.agent import STATE_SECONDS, read_state
+from dspkd_bench.agent import Plan, Rule, describe, measure_calls
 from dspkd_bench.complexity import count
-from dspkd_bench.environment import describe_environment, load_average
-from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
+from dspkd_bench.energy import PowerTrace, energy_per_inference, read_trace
+from dspkd_bench.environment import describe_environment, facts, load_average
+from dspkd_bench.latency import Series, StopRule, latency_summary, ratio_of_medians, sustained_summary, thinned
 from dspkd_bench.memory import measure_memory
-from dspkd_bench.remote import Model, RemoteRun, measure_remote
-from dspkd_bench.statistics import Verdict, flags, judge, overall
+from dspkd_bench.peers import stock_subjects
+from dspkd_bench.phone import watch_phone
+from dspkd_bench.recording import Recording
+from dspkd_bench.remote import Model, measure_remote
+from dspkd_bench.statistics import Verdict, flags, judge, overall, throttling, with_doubts
 from dspkd_bench.subjects import Subject, open_subject
 
 __all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
+LATENCY_PHASES = ("before", "rounds", "after")
 Progress = Callable[[int, int, str], None]
 
 
@@ -52,20 +56,27 @@ class BenchConfig:
     pixels: np.ndarray | None = None
     device: str = "local"
     """`local`, or what `dspkd.devices.open_device` takes."""
+    peers: Sequence[str] = ()
+    """Out of `dspkd_bench.peers.PEERS`: the networks among `folders`, but not the teacher, in these forms too."""
+    sustained_s: float = 0.0
+    """Then each subject also runs alone for so long, and its energy is measured where there is a sensor."""
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(Rule(**asdict(self.stop)), self.sustained_s)
 
 
 @dataclass(slots=True)
 class _Measured:
-    """What measuring gave, here or on a device, by the subjects' names."""
+    """What measuring gave, here or on a device; `recording` and `cold` by the subjects' places."""
 
     environment: dict[str, Any]
     device: dict[str, Any]
-    series: dict[str, Series]
-    cold: dict[str, dict[str, Any]]
+    recording: Recording
+    cold: dict[int, dict[str, Any]]
     """load_ms, first_inference_ms, memory, runtime, device_check; what was not measured is absent."""
-    states: list[dict[str, Any]]
-    failed: dict[str, str] = field(default_factory=dict)
-    interrupted: str | None = None
+    doubts: list[str] = field(default_factory=list)
+    """Why the device may not have been itself."""
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -85,77 +96,87 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     subjects = [
         open_subject(folder, threads=config.threads, teacher_sha256=teacher_sha256, here=here) for folder in folders
     ]
-    named = dict(zip(_unique_names(subjects), subjects, strict=True))
-    measured = (_measure_here if here else _measure_there)(named, config, progress)
-    return _results(named, measured, config)
+    networks = [s.path for s in subjects if s.target == "pytorch" and s.role != "teacher"]
+    if config.peers and not (here and networks):
+        raise UsageError(
+            "peers are stock exports of a network in PyTorch, made and measured on this machine",
+            hint="give its run or student folder too, for example as --student" if here else "leave --device out",
+        )
+    with stock_subjects(networks, config.peers, threads=config.threads) as (peers, unbuilt):
+        subjects += peers
+        named = dict(zip(_unique_names(subjects), subjects, strict=True))
+        measured = (_measure_here if here else _measure_there)(named, config, progress)
+        results = _results(named, measured, config)
+    results["failed"] += [{"name": name, "message": message} for name, message in unbuilt.items()]
+    return results
 
 
 def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
-    calls = {name: _call(subject, config.pixels) for name, subject in named.items()}
+    calls = {str(i): _call(subject, config.pixels) for i, subject in enumerate(named.values())}
     environment = describe_environment(config.threads)
-    states, looked = [read_state()], time.monotonic()
+    recording = Recording(machine=describe())
 
-    def during(number: int, total: int, what: str) -> None:
-        # No more often than the agent looks: on a board with many cores it reads many files.
-        nonlocal looked
-        if time.monotonic() - looked >= STATE_SECONDS:
-            states.append(read_state())
-            looked = time.monotonic()
-        if progress:
-            progress(number, total, what)
+    def say(event: str, **values: Any) -> None:
+        recording.take({"event": event, **values})
+        if progress and event == "times":
+            if values.get("phase") == "sustained":
+                progress(values["index"], len(calls), "measuring sustained load")
+            else:
+                progress(len(recording.series[values["index"]].ms), config.stop.max_rounds, "measuring latency")
 
-    series = measure_interleaved(calls, config.stop, progress=during)
-    states.append(read_state())
+    measure_calls(calls, config.plan, say)
     environment["load_average_1min_after"] = load_average()
-    cold: dict[str, dict[str, Any]] = {name: {"runtime": subject.runtime} for name, subject in named.items()}
-    for number, (name, subject) in enumerate(named.items() if config.memory else ()):
+    cold: dict[int, dict[str, Any]] = {i: {"runtime": subject.runtime} for i, subject in enumerate(named.values())}
+    for number, subject in enumerate(named.values() if config.memory else ()):
         if progress:
             progress(number, len(named), "measuring memory")
-        memory = measure_memory(subject.path, threads=config.threads)
+        # Another process could open the folder of a peer's network, and would measure PyTorch.
+        memory = None if subject.role == "peer" else measure_memory(subject.path, threads=config.threads)
         if memory:
-            cold[name] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
+            cold[number] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
     device = {"url": "local", "kind": "local", "name": environment["cpu"], "machine": environment["machine"]}
-    return _Measured(environment, device, series, cold, states)
+    return _Measured(environment, device | {"facts": facts(recording.machine)}, recording, cold)
 
 
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
     models = [Model(subject.model_file, subject.target, _picture(subject)) for subject in named.values()]
     if progress:
         progress(0, 1, f"measuring on {config.device}")
-    with open_device(config.device) as device:
-        run = measure_remote(device, models, config.stop, threads=config.threads)
-    names = list(named)
-    failed = {names[i]: why for i, why in run.failed.items()}
+    with open_device(config.device) as device, watch_phone(device) as phone:
+        url = device.url
+        run = measure_remote(device, models, config.stop, threads=config.threads, sustained_s=config.sustained_s)
+    names, subjects = list(named), list(named.values())
     if not run.series:
+        said = "; ".join(f"{names[i]}: {why}" for i, why in run.failed.items())
         raise DeviceError(
-            f"{config.device} can run none of them: " + "; ".join(f"{name}: {why}" for name, why in failed.items()),
+            f"{config.device} can run none of them: {said}",
             hint=f"see what is missing there: dspkd doctor --device {config.device}",
         )
     return _Measured(
         environment=_environment_there(run, config.threads),
         device={
-            "url": config.device,
-            "kind": config.device.partition(":")[0],
+            "url": url,
+            "kind": url.partition(":")[0],
             "name": run.machine.get("cpu"),
             "machine": run.machine["machine"],
+            "facts": facts(run.machine),
+            **(phone.as_dict() if phone else {}),
         },
-        series={names[i]: series for i, series in run.series.items()},
-        cold={names[i]: _cold_there(named[names[i]], event, run.outputs.get(i)) for i, event in run.loaded.items()},
-        states=run.states,
-        failed=failed,
-        interrupted=run.interrupted,
+        doubts=phone.doubts if phone else [],
+        recording=run,
+        cold={i: _cold_there(subjects[i], event, run.outputs.get(i)) for i, event in run.loaded.items()},
     )
 
 
-def _environment_there(run: RemoteRun, threads: int) -> dict[str, Any]:
+def _environment_there(run: Recording, threads: int) -> dict[str, Any]:
     first, last = (run.states[0], run.states[-1]) if run.states else ({}, {})
-    said = {key: run.machine.get(key) for key in ("cpu", "cores", "os", "machine", "python")}
+    said = {key: run.machine.get(key) for key in ("cpu", "cores", "affinity", "os", "machine", "python")}
     return said | {
         "governor": ", ".join(first.get("governor") or []) or None,
         "load_average_1min": first.get("load1"),
         "load_average_1min_after": last.get("load1"),
         "threads": threads,
-        "packages": {},
+        "packages": run.machine.get("packages") or {},
     }
 
 
@@ -195,16 +216,18 @@ def _noise(size: int) -> np.ndarray:
 
 
 def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig) -> dict[str, Any]:
-    cores = measured.environment.get("cores") or 1
+    names, run = list(named), measured.recording
+    trace = _trace(run, config)
     records, verdicts = [], []
-    for name, subject in named.items():
-        if name in measured.series:
-            record, verdict = _record(name, subject, measured, cores)
+    for index, (name, subject) in enumerate(named.items()):
+        if index in run.series:
+            record, verdict = _record(index, name, subject, measured)
+            record |= _under_load(index, run, trace)
             records.append(record)
             verdicts.append(verdict)
     validity = overall(verdicts, [record["name"] for record in records]).as_dict()
-    if measured.interrupted:
-        validity = {"verdict": "invalid", "reasons": [f"broke off: {measured.interrupted}", *validity["reasons"]]}
+    if run.interrupted:
+        validity = {"verdict": "invalid", "reasons": [f"broke off: {run.interrupted}", *validity["reasons"]]}
     pictures = "seeded noise" if config.pixels is None else f"{len(config.pixels)} pictures"
     return {
         "schema_version": RESULTS_SCHEMA_VERSION,
@@ -217,20 +240,68 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
             "batch": 1,
             "threads": config.threads,
             "input": pictures if config.device == "local" else "the artifact's first golden picture",
+            "sustained_seconds": config.sustained_s,
             **asdict(config.stop),
         },
         "subjects": records,
-        "ratios": _ratios(records, {name: series.ms for name, series in measured.series.items()}),
+        "ratios": _ratios(records, {names[i]: series.ms for i, series in run.series.items()}),
         "validity": validity,
-        "states": _thin_states(measured.states),
-        "failed": [{"name": name, "message": message} for name, message in measured.failed.items()],
-        "interrupted": measured.interrupted,
+        "states": _states(run, names, trace),
+        "failed": [{"name": names[i], "message": message} for i, message in run.failed.items()],
+        "interrupted": run.interrupted,
     }
 
 
-def _thin_states(states: list[dict[str, Any]], most: int = 60) -> list[dict[str, Any]]:
+def _trace(run: Recording, config: BenchConfig) -> PowerTrace | str:
+    """What the power sensors said, or why there is nothing of them."""
+    if not config.sustained_s:
+        return "asked for with --sustained"
+    try:
+        return read_trace(run.sensors, run.power, run.machine.get("board"))
+    except ValueError as error:
+        return str(error)
+
+
+def _under_load(index: int, run: Recording, trace: PowerTrace | str) -> dict[str, Any]:
+    """The subject's `sustained` and `energy`; a phase that did not reach its end gives neither."""
+    if index not in run.idle_s:
+        reason = trace if isinstance(trace, str) else "the sustained phase did not reach its end"
+        return {"energy": {"not_measured": reason}}
+    series = run.sustained[index]
+    states = [state for state in run.states if state.get("index") == index and state.get("phase") == "sustained"]
+    slowed = throttling(states, states)
+    remarks = [f"the latencies are {shape}" for shape in flags(series.ms)] + ([slowed] if slowed else [])
+    return {
+        "sustained": sustained_summary(series) | {"remarks": remarks},
+        "energy": _energy(trace, run.idle_s[index], series),
+    }
+
+
+def _energy(trace: PowerTrace | str, idle_s: tuple[float, float], series: Series) -> dict[str, Any]:
+    if isinstance(trace, str):
+        return {"not_measured": trace}
+    try:
+        return energy_per_inference(trace, idle_s, series)
+    except ValueError as error:
+        return {"not_measured": str(error)}
+
+
+def _states(run: Recording, names: Sequence[str], trace: PowerTrace | str) -> list[dict[str, Any]]:
+    """Thinned, with the name of a subject that ran or waited alone, and its power."""
+    states = []
+    for state in _thin_states(run.states):
+        index = state.pop("index", None)
+        if index is not None and index < len(names):
+            power = {} if isinstance(trace, str) else trace.rails_w(state["at_ms"] / 1e3)
+            state |= {"subject": names[index]} | ({"power_w": power} if power else {})
+        states.append(state)
+    return states
+
+
+def _thin_states(states: list[dict[str, Any]], most: int = 120) -> list[dict[str, Any]]:
     """First, last, and evenly many between."""
-    return states if len(states) <= most else [states[i * (len(states) - 1) // (most - 1)] for i in range(most)]
+    kept = states if len(states) <= most else [states[i * (len(states) - 1) // (most - 1)] for i in range(most)]
+    return [dict(state) for state in kept]
 
 
 def _unique_names(subjects: Sequence[Subject]) -> list[str]:
@@ -252,11 +323,15 @@ def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
     return lambda: subject.run(next(following))
 
 
-def _record(name: str, subject: Subject, measured: _Measured, cores: int) -> tuple[dict[str, Any], Verdict]:
+def _record(index: int, name: str, subject: Subject, measured: _Measured) -> tuple[dict[str, Any], Verdict]:
     complexity = count(create_model(subject.architecture, subject.num_classes), subject.size)
-    series, cold = measured.series[name], measured.cold.get(name, {})
+    series, cold = measured.recording.series[index], measured.cold.get(index, {})
     latency, shapes = latency_summary(series.ms), flags(series.ms)
-    verdict = _with_answer(judge(latency, shapes, measured.states, cores), cold.get("device_check"))
+    # What happens later, under a load of minutes, says nothing against these times.
+    states = [state for state in measured.recording.states if state.get("phase", "rounds") in LATENCY_PHASES]
+    cores = measured.environment.get("cores") or 1
+    verdict = with_doubts(judge(latency, shapes, states, cores), measured.doubts)
+    verdict = _with_answer(verdict, cold.get("device_check"))
     record = {
         "name": name,
         "role": subject.role,
@@ -294,7 +369,7 @@ def _ratios(records: list[dict[str, Any]], times: dict[str, list[float]]) -> lis
     teachers = {record["target"]: record for record in reversed(records) if record["role"] == "teacher"}
     ratios = []
     for record in records:
-        if record["role"] == "teacher" or not teachers:
+        if record["role"] in ("teacher", "peer") or not teachers:
             continue
         teacher = teachers.get(record["target"]) or teachers.get("pytorch") or next(iter(teachers.values()))
         own, theirs = record["complexity"], teacher["complexity"]

@@ -17,11 +17,22 @@ import numpy as np
 from dspkd_bench.agent import Rule, early_stopping_rank, measure_rounds, warm_up
 from dspkd_bench.statistics import autocorrelation_time, percentile_interval
 
-__all__ = ["Series", "StopRule", "latency_summary", "measure_interleaved", "ratio_of_medians", "thinned"]
+__all__ = [
+    "Series",
+    "StopRule",
+    "latency_summary",
+    "measure_interleaved",
+    "ratio_of_medians",
+    "sustained_summary",
+    "thinned",
+]
 
 Call = Callable[[], object]
 # LoadGen gives no estimate from fewer queries.
 MLPERF_LEAST = 64
+# A sustained phase of at least ten times as long begins with it.
+BURST_SECONDS = 3.0
+LEAST_CALLS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ def measure_interleaved(
 ) -> dict[str, Series]:
     """The counted calls of each subject, all series of the same length. The garbage collector is off meanwhile.
 
-    The order is turned by one place every round, so that no subject always follows the same other one.
+    The order is drawn anew every round, so that no subject always follows the same other one.
     """
     rule = Rule(**asdict(stop))
     warm_up(subjects, rule, clock_ns)
@@ -123,4 +134,24 @@ def thinned(series: Series, most: int = 400) -> dict[str, list[float]]:
     return {
         "at_s": [round(float(np.median(series.at_s[i : i + width])), 4) for i in cuts],
         "ms": [round(float(np.median(series.ms[i : i + width])), 5) for i in cuts],
+    }
+
+
+def sustained_summary(series: Series) -> dict[str, Any]:
+    """Of a subject that ran alone without a break, after a pause: `burst_ms` is the median of its first 3 seconds (a
+    tenth of it, if it was shorter than 30 s), `sustained_ms` that of its last quarter, `ratio` sustained / burst.
+
+    `seconds` is how long it ran; the times of `series` are counted from its first call.
+    """
+    at_s = np.asarray(series.at_s) - series.at_s[0]
+    seconds = float(at_s[-1]) + series.ms[-1] / 1e3
+    first = max(LEAST_CALLS, int(np.searchsorted(at_s, min(BURST_SECONDS, seconds / 10))))
+    last = min(len(at_s) - LEAST_CALLS, int(np.searchsorted(at_s, 0.75 * seconds)))
+    burst, sustained = series.ms[:first], series.ms[max(0, last) :]
+    return {
+        "seconds": seconds,
+        "burst_ms": float(np.median(burst)),
+        "sustained_ms": float(np.median(sustained)),
+        "ratio": ratio_of_medians(sustained, burst),
+        "series": thinned(Series(series.ms, at_s.tolist())),
     }

@@ -18,13 +18,25 @@ def bench(
     teacher: Path | None = typer.Option(None, "--teacher", help="A model folder to compare with, measured in PyTorch."),
     student: Path | None = typer.Option(None, "--student", help="A run or student folder, measured in PyTorch."),
     device: str = typer.Option(
-        "local", "--device", help="local, ssh://host or ssh://user@host:port; a device runs artifacts only."
+        "local", "--device", help="local, ssh://[user@]host[:port] or adb:[SERIAL]; a device runs artifacts only."
     ),
     threads: int = typer.Option(1, "--threads", help="Threads of every runtime.", min=1),
     seconds: float = typer.Option(20.0, "--seconds", help="Stop after this long (but not before --min-rounds)."),
     min_rounds: int = typer.Option(50, "--min-rounds", help="Timed calls of each subject, at least.", min=5),
     precision: float | None = typer.Option(
         None, "--precision", help="Stop early once p90 is known to this fraction, e.g. 0.05.", min=0.001, max=1.0
+    ),
+    sustained: float = typer.Option(
+        0.0,
+        "--sustained",
+        help="Then run each subject alone for so many seconds, after a pause: burst, sustained, energy.",
+        min=0.0,
+    ),
+    peers: str | None = typer.Option(
+        None,
+        "--peers",
+        help="Stock exports of the same networks beside them: all, or some of pytorch, torch-compile, onnxruntime, "
+        "openvino, ncnn, litert, executorch, with commas.",
     ),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Peak memory, each in a process of its own."),
     against: Path | None = typer.Option(
@@ -44,6 +56,7 @@ def bench(
     """
     from dspkd_bench.bench import BenchConfig, run_bench
     from dspkd_bench.latency import StopRule
+    from dspkd_bench.peers import chosen_peers
 
     bound = _fraction(max_latency_regression)
     baseline = _baseline(against)
@@ -55,6 +68,8 @@ def bench(
         stop=StopRule(seconds=seconds, min_rounds=min_rounds, precision=precision),
         command=shlex.join(["dspkd", *sys.argv[1:]]),
         device=device,
+        peers=chosen_peers(peers) if peers else (),
+        sustained_s=sustained,
     )
     with reporting() as reporter:
         results = run_bench(config, reporter.progress)
