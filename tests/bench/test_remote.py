@@ -365,6 +365,17 @@ def python_with_runtime(version):
     pytest.skip(f"no Python {version} with onnxruntime (DSPKD_TEST_PYTHONS)")
 
 
+@pytest.mark.skipif("DSPKD_TEST_AARCH64_PYTHON" not in os.environ, reason="needs DSPKD_TEST_AARCH64_PYTHON")
+def test_the_agent_on_aarch64(loopback, monkeypatch, artifact):
+    """The variable names a command that starts an emulated Python with onnxruntime; only the answer counts."""
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", os.environ["DSPKD_TEST_AARCH64_PYTHON"])
+    results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=loopback.url))
+    assert results["environment"]["machine"] == results["device"]["machine"] == "aarch64"
+    check = results["subjects"][0]["device_check"]
+    assert check["same_class"] and check["max_abs_difference"] < 1e-4
+    assert left(loopback) == []
+
+
 @pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])
 def test_the_agent_needs_nothing_but_python(version, loopback, monkeypatch, artifact):
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", other_python(version))
