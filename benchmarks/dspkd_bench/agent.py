@@ -1,9 +1,10 @@
 """The program that measures models on a device: one file, the standard library, and the runtime that is there.
 
-    python3 agent.py spec.json
+    python3 agent.py spec.json             measure all of its models
+    python3 agent.py spec.json INDEX       load and run one of them in a process of its own: the cold start, memory
 
 It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `recording.py`
-takes them: start, loaded, failed, output, times, state, sensors, power, sustained, end. What has been measured is
+takes them: start, cold, loaded, failed, output, times, state, sensors, power, sustained, end. What has been measured is
 flushed about once a second, so that a connection that breaks loses no more than that. If nobody reads any more, the
 program ends. Sensors are read here and understood there: their text is sent as it is.
 
@@ -26,8 +27,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -351,30 +352,59 @@ def _sensor_file(column: str) -> Path:
 # Runtimes -------------------------------------------------------------------------------------------
 
 
-def _onnx(path: str, threads: int) -> tuple[str, str, Callable[[Any], Any]]:
+class Loaded(NamedTuple):
+    """`run` takes float32 (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3), as `dtype` says, N being at most `most`."""
+
+    runtime: str
+    dtype: str
+    run: Callable[[Any], Any]
+    most: int | None = None
+
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+
+def load_onnx(path: str, threads: int, provider: str = "cpu") -> Loaded:
+    """`provider` runs what it can of the graph, those after it in PROVIDERS the rest. ValueError if it does not start:
+    ONNX Runtime would silently take the next one.
+    """
     import onnxruntime
 
+    names = PROVIDERS[provider]
+    available = onnxruntime.get_available_providers()
+    if names[0] not in available:
+        raise ValueError(f"the onnxruntime there has no {names[0]}, only {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=[name for name in names if name in available])
+    if session.get_providers()[0] != names[0]:
+        raise ValueError(f"{names[0]} does not start there: are its libraries installed?")
     image = session.get_inputs()[0]
     dtype = "uint8" if image.type == "tensor(uint8)" else "float32"
-    return (
-        "onnxruntime " + onnxruntime.__version__,
+    batch = image.shape[0]
+    return Loaded(
+        f"onnxruntime {onnxruntime.__version__}" + ("" if provider == "cpu" else f" {names[0]}"),
         dtype,
         lambda value: session.run(["probabilities"], {image.name: value})[0],
+        batch if isinstance(batch, int) else None,
     )
 
 
-def _tensorrt(path: str, threads: int) -> tuple[str, str, Callable[[Any], Any]]:
+def _load_tensorrt(path: str, threads: int, provider: str) -> Loaded:
     import tensorrt_device  # type: ignore[import-not-found]  # pushed beside this file
 
     engine = tensorrt_device.Engine(Path(path))
-    return f"{engine.version} on {engine.gpu}", engine.dtype, engine.run
+    most = engine.max_batch if engine.dynamic else 1
+    return Loaded(f"{engine.version} on {engine.gpu}", engine.dtype, engine.run, most)
 
 
-LOADERS: dict[str, Callable[[str, int], tuple[str, str, Any]]] = {"onnx": _onnx, "tensorrt": _tensorrt}
+LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {"onnx": load_onnx, "tensorrt": _load_tensorrt}
+MODULES = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
 
 
 def _lock() -> int | None:
@@ -405,33 +435,49 @@ def _say(event: str, **values: Any) -> None:
         raise _Nobody from error
 
 
-def _load(index: int, model: dict[str, Any], threads: int) -> Callable[[], object]:
-    """Load, run once, and say how long both took and what came out; the call that is timed later."""
-    import numpy
+class _Model:
+    """A model of the spec with its picture."""
 
-    size = model["size"]
-    pixels = numpy.fromfile(model["picture"], dtype=numpy.uint8).reshape(1, size, size, 3)
-    if model["target"] not in LOADERS:
-        raise ValueError(f"this agent runs {' and '.join(LOADERS)}, not {model['target']}")
-    before, started = memory_kib("VmRSS"), time.perf_counter_ns()
-    runtime, dtype, run = LOADERS[model["target"]](model["file"], threads)
-    loaded = time.perf_counter_ns()
-    value = pixels if dtype == "uint8" else to_float(pixels)
-    first = time.perf_counter_ns()
-    answer = run(value)
+    def __init__(self, spec: dict[str, Any], index: int) -> None:
+        import numpy
+
+        self._spec, self._threads = spec["models"][index], spec["threads"]
+        if self._spec["target"] not in LOADERS:
+            raise ValueError(f"this agent runs {' and '.join(LOADERS)}, not {self._spec['target']}")
+        # The import is the host language's price and not the model's.
+        __import__(MODULES[self._spec["target"]])
+        size = self._spec["size"]
+        self._pixels = numpy.fromfile(self._spec["picture"], dtype=numpy.uint8).reshape(1, size, size, 3)
+
+    def load(self) -> Loaded:
+        return self._load(self._spec["file"])
+
+    def load_batched(self) -> Loaded | None:
+        """The file that takes more pictures; None if there is none."""
+        return self._load(self._spec["batch_file"]) if self._spec["batch_file"] else None
+
+    def _load(self, file: str) -> Loaded:
+        return LOADERS[self._spec["target"]](file, self._threads, self._spec["provider"])
+
+    def input_of(self, dtype: str, batch: int = 1) -> Any:
+        import numpy
+
+        pixels = numpy.repeat(self._pixels, batch, axis=0)
+        return pixels if dtype == "uint8" else to_float(pixels)
+
+
+def _open(model: _Model, index: int) -> Callable[[], object]:
+    """Load, run once, and say how long both took and what came out; the call that is timed later."""
+    started = time.perf_counter_ns()
+    loaded = model.load()
     ended = time.perf_counter_ns()
-    _say(
-        "loaded",
-        index=index,
-        runtime=runtime,
-        load_ms=(loaded - started) / 1e6,
-        first_ms=(ended - first) / 1e6,
-        rss_before_kib=before,
-        rss_loaded_kib=memory_kib("VmRSS"),
-        peak_kib=memory_kib("VmHWM"),
-    )
+    value = model.input_of(loaded.dtype)
+    first = time.perf_counter_ns()
+    answer = loaded.run(value)
+    first_ms = (time.perf_counter_ns() - first) / 1e6
+    _say("loaded", index=index, runtime=loaded.runtime, load_ms=(ended - started) / 1e6, first_ms=first_ms)
     _say("output", index=index, probabilities=[float(v) for v in answer[0]])
-    return lambda: run(value)
+    return lambda: loaded.run(value)
 
 
 def to_float(pixels: Any) -> Any:
@@ -441,35 +487,138 @@ def to_float(pixels: Any) -> Any:
     return numpy.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=numpy.float32) / numpy.float32(255.0)
 
 
-def measure(spec: dict[str, Any]) -> None:
-    """Load every model of the spec, say which cannot be, and measure the others."""
+def reset_peak() -> None:
+    """Imports may have needed more memory for a moment than they keep; that is not the model's peak."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure_cold(spec: dict[str, Any], index: int) -> None:
+    """Say load_ms, first_ms and memory in KiB of this process: before, at the peak, and after three runs."""
+    model = _Model(spec, index)
+    reset_peak()
+    before_kib, started = memory_kib("VmRSS"), time.perf_counter_ns()
+    loaded = model.load()
+    ended = time.perf_counter_ns()
+    value = model.input_of(loaded.dtype)
+    first = time.perf_counter_ns()
+    loaded.run(value)
+    first_ms = (time.perf_counter_ns() - first) / 1e6
+    for _ in range(2):
+        loaded.run(value)
+    memory = {"before_kib": before_kib, "peak_kib": memory_kib("VmHWM"), "resident_kib": memory_kib("VmRSS")}
+    _say("cold", index=index, load_ms=(ended - started) / 1e6, first_ms=first_ms, **memory)
+
+
+def _measure_cold_apart(file: str, index: int) -> None:
+    """In a process of its own. What fails there fails here too, with its reason."""
+    command = [sys.executable, str(Path(__file__).resolve()), file, str(index)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300
+        )
+        event = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return
+    if done.returncode == 0:
+        _say(event.pop("event"), **event)
+
+
+def measure(spec: dict[str, Any], file: str) -> None:
+    """Load every model of the spec, which is in `file`, say which cannot be, and measure the others."""
+    fault = pin(spec["cores"])
     _say("start", protocol=PROTOCOL, program="dspkd-agent", **describe())
+    if fault:
+        _say("refused", message=fault)
+        return
     if _lock() is None:
         _say("busy", message="another dspkd bench is running there")
         return
+    models: dict[int, _Model] = {}
     calls: dict[str, Callable[[], object]] = {}
-    for index, model in enumerate(spec["models"]):
-        try:
-            calls[str(index)] = _load(index, model, spec["threads"])
-        except _Nobody:
-            raise
-        except ModuleNotFoundError as error:
-            _say("failed", index=index, message=f"the device has no {error.name}")
-        except Exception as error:  # each runtime has exceptions of its own
-            _say("failed", index=index, message=(str(error).strip().splitlines() or [type(error).__name__])[0])
+    for index in range(len(spec["models"])):
+        with _failures(index):
+            if spec["cold"]:
+                _measure_cold_apart(file, index)
+            model = _Model(spec, index)
+            calls[str(index)] = _open(model, index)
+            models[index] = model
     if calls:
-        measure_calls(calls, Plan(Rule(**spec["rule"]), spec["sustained_s"]), _say)
+        plan = Plan(Rule(**spec["rule"]), spec["sustained_s"], tuple(spec["batches"]))
+        measure_calls(calls, plan, _say, _batched_calls(models, plan))
     _say("end")
+
+
+@contextmanager
+def _failures(index: int, **values: Any) -> Iterator[None]:
+    """What is raised is said."""
+    try:
+        yield
+    except _Nobody:
+        raise
+    except ModuleNotFoundError as error:
+        _say("failed", index=index, message=f"the device has no {error.name}", **values)
+    except Exception as error:  # each runtime has exceptions of its own
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _say("failed", index=index, message=message, **values)
+
+
+def _batched_calls(models: Mapping[int, _Model], plan: Plan) -> Iterator[tuple[int, dict[str, Callable[[], object]]]]:
+    """For each size of the plan the calls of those that take so many pictures. Loaded only when the first is asked for,
+    so that it takes no memory before.
+    """
+    loaded = {}
+    for index, model in models.items() if plan.batches else ():
+        with _failures(index, batch=plan.batches[0]):
+            one = model.load_batched()
+            if one is not None:
+                loaded[index] = one
+    for size in plan.batches:
+        calls = {}
+        for index, one in loaded.items():
+            with _failures(index, batch=size):
+                calls[str(index)] = batched_call(one.run, models[index].input_of(one.dtype, size), one.most)
+        yield size, calls
+
+
+def batched_call(run: Callable[[Any], Any], value: Any, most: int | None) -> Callable[[], object]:
+    """After one call, which shows whether it works. ValueError for more pictures than one call takes."""
+    if most is not None and len(value) > most:
+        raise ValueError(f"one call takes at most {most} pictures")
+    run(value)
+    return lambda: run(value)
+
+
+def pin(cores: Sequence[int] | None) -> str | None:
+    """Let this process and what it starts run on these cores only; what is wrong with them, if anything."""
+    if cores is None:
+        return None
+    if not hasattr(os, "sched_setaffinity"):
+        return "this system cannot keep a process on chosen cores"
+    allowed = sorted(os.sched_getaffinity(0))
+    if not set(cores) <= set(allowed):
+        return f"cores {list(cores)} were asked for, and it may use {allowed}"
+    os.sched_setaffinity(0, cores)
+    return None
 
 
 # Measuring ------------------------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
-    """Interleaved rounds by `rule`; then, if `sustained_s`, each subject alone for so long after a pause."""
+    """Interleaved rounds by `rule`; shorter ones for each size of `batches`; then, if `sustained_s`, each subject alone
+    for so long after a pause.
+    """
 
     rule: Rule
     sustained_s: float = 0.0
+    batches: tuple[int, ...] = ()
+
+    @property
+    def batch_rule(self) -> Rule:
+        rule = self.rule
+        fewer = max(2, rule.warmup_rounds // 4), max(5, rule.min_rounds // 4)
+        return Rule(fewer[0], fewer[1], max(fewer[1], rule.max_rounds), rule.seconds / 2, rule.precision)
 
     @property
     def pause_s(self) -> float:
@@ -478,16 +627,19 @@ class Plan(NamedTuple):
 
     def seconds(self, subjects: int) -> float:
         """About how long it takes, without the warm-up."""
-        return self.rule.seconds + subjects * (self.sustained_s + self.pause_s if self.sustained_s else 0.0)
+        alone = self.sustained_s + self.pause_s if self.sustained_s else 0.0
+        return self.rule.seconds + len(self.batches) * self.batch_rule.seconds + subjects * alone
 
 
 def measure_calls(
     calls: Mapping[str, Callable[[], object]],
     plan: Plan,
     say: Any,
+    batched: Iterable[tuple[int, Mapping[str, Callable[[], object]]]] = (),
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> None:
-    """Measure by the plan; `calls` are by the subject's index as text. `say(event, **values)` gets the events.
+    """Measure by the plan; `calls` are by the subject's index as text, and so are those of `batched` for each size.
+    `say(event, **values)` gets the events.
 
     Times in events are ms since the warm-up ended. Power is sampled only while no interleaved rounds run.
     """
@@ -495,6 +647,9 @@ def measure_calls(
     session.state("before")
     session.rounds(calls, plan.rule)
     session.state("after")
+    for size, calls_of_size in batched:
+        if calls_of_size:
+            session.rounds(calls_of_size, plan.batch_rule, phase="batches", batch=size)
     if plan.sustained_s:
         with session.power():
             for name, call in calls.items():
@@ -513,7 +668,9 @@ class _Session:
     def state(self, phase: str, **values: Any) -> None:
         self._say("state", at_ms=self._ms(self._clock_ns()), phase=phase, **values, **read_state())
 
-    def rounds(self, calls: Mapping[str, Callable[[], object]], rule: Rule) -> None:
+    def rounds(
+        self, calls: Mapping[str, Callable[[], object]], rule: Rule, *, phase: str = "rounds", **values: Any
+    ) -> None:
         warm_up(calls, rule, self._clock_ns)
         waiting: Any = {name: ([], []) for name in calls}
         said = self._clock_ns()
@@ -525,10 +682,10 @@ class _Session:
                 waiting[name][0].append(offset + at_s * 1e3)
                 waiting[name][1].append(took_ms)
             if self._clock_ns() - said >= STATE_SECONDS * 1e9:
-                self._flush(waiting)
-                self.state("rounds")
+                self._flush(waiting, **values)
+                self.state(phase)
                 said = self._clock_ns()
-        self._flush(waiting)
+        self._flush(waiting, **values)
 
     def _flush(self, waiting: Any, **values: Any) -> None:
         for name, (at_ms, took_ms) in waiting.items():
@@ -591,7 +748,7 @@ class _Session:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    (file,) = sys.argv[1:] if argv is None else argv
+    file, *index = sys.argv[1:] if argv is None else argv
     # A lost connection may show as a hang-up before it shows as a broken pipe.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -599,7 +756,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        measure(json.loads(Path(file).read_text()))
+        spec = json.loads(Path(file).read_text())
+        if index:
+            measure_cold(spec, int(index[0]))
+        else:
+            measure(spec, file)
     except _Nobody:
         # Python would try to flush once more and complain.
         os._exit(1)

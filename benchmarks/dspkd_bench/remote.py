@@ -31,6 +31,10 @@ class Model:
     path: Path
     target: str
     picture: np.ndarray
+    batch_path: Path | None = None
+    """The file that takes more pictures in one call, if there is one; it may be the same."""
+    provider: str = "cpu"
+    """ONNX Runtime's execution provider: cpu, cuda or tensorrt."""
 
 
 def measure_remote(
@@ -40,15 +44,20 @@ def measure_remote(
     *,
     threads: int,
     sustained_s: float = 0.0,
+    batches: Sequence[int] = (),
+    cores: Sequence[int] | None = None,
+    cold: bool = False,
     patience_s: float = PATIENCE_SECONDS,
 ) -> Recording:
     """Measure all models in turns on an open device: ExecuTorch programs with the C++ runner, all others with the
-    agent, so that two programs run one after the other where both kinds are asked for.
+    agent, so that two programs run one after the other where both kinds are asked for. After the rounds each model runs
+    alone for `sustained_s`. Only the agent knows `batches`, rounds with more pictures in a call, and `cold`, each model
+    in a process of its own before. `cores` are those that may be used.
 
     A run that breaks off after something was measured is returned with `interrupted`. Raises DeviceError if it broke
     off before, if another bench is running there, or if what came back is none of the agent's events.
     """
-    plan = agent.Plan(agent.Rule(**asdict(stop)), sustained_s)
+    plan = agent.Plan(agent.Rule(**asdict(stop)), sustained_s, tuple(batches))
     whole = Recording()
     for native in (False, True):
         part = [index for index, model in enumerate(models) if (model.target == "executorch") == native]
@@ -58,8 +67,10 @@ def measure_remote(
             whole.failed.update(dict.fromkeys(part, "it needs a Python, which a phone does not have"))
             continue
         own = [models[i] for i in part]
-        start = _start_runner if native else _start_agent
-        command = start(device, own, plan, threads=threads)
+        if native:
+            command = [*_taskset(cores), *_start_runner(device, own, plan, threads=threads)]
+        else:
+            command = _start_agent(device, own, plan, threads=threads, cores=cores, cold=cold)
         try:
             run = _measure(device, command, plan.seconds(len(part)) + patience_s)
         except DeviceError as error:
@@ -122,19 +133,44 @@ def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, 
     return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *programs]
 
 
-def _start_agent(device: Device, models: Sequence[Model], plan: agent.Plan, *, threads: int) -> list[str]:
+def _taskset(cores: Sequence[int] | None) -> list[str]:
+    """The form with a mask in hex is the one that util-linux, busybox and Android's toybox share."""
+    return [] if cores is None else ["taskset", f"{sum(1 << core for core in set(cores)):x}"]
+
+
+def _start_agent(
+    device: Device,
+    models: Sequence[Model],
+    plan: agent.Plan,
+    *,
+    threads: int,
+    cores: Sequence[int] | None,
+    cold: bool,
+) -> list[str]:
     described = []
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         spec, picture = Path(scratch) / "spec.json", Path(scratch) / "picture"
         for index, model in enumerate(models):
-            name = f"model{index}{model.path.suffix}"
+            name = batch_name = f"model{index}{model.path.suffix}"
             device.push(model.path, name)
+            if plan.batches and model.batch_path not in (None, model.path):
+                batch_name = f"batches{index}{model.path.suffix}"
+                device.push(model.batch_path, batch_name)
             picture.write_bytes(np.ascontiguousarray(model.picture).tobytes())
             device.push(picture, f"picture{index}.bin")
-            size = model.picture.shape[0]
-            described.append({"file": name, "target": model.target, "picture": f"picture{index}.bin", "size": size})
-        settings = {"threads": threads, "rule": plan.rule._asdict(), "sustained_s": plan.sustained_s}
-        spec.write_text(json.dumps({"models": described, **settings}))
+            described.append(
+                {
+                    "file": name,
+                    "batch_file": batch_name if model.batch_path else None,
+                    "target": model.target,
+                    "provider": model.provider,
+                    "picture": f"picture{index}.bin",
+                    "size": model.picture.shape[0],
+                }
+            )
+        plan_of = {"rule": plan.rule._asdict(), "sustained_s": plan.sustained_s, "batches": plan.batches}
+        others = {"threads": threads, "cores": None if cores is None else list(cores), "cold": cold}
+        spec.write_text(json.dumps({"models": described, **plan_of, **others}))
         device.push(spec, "spec.json")
     device.push(Path(agent.__file__), "agent.py")
     if any(model.target == "tensorrt" for model in models):
@@ -202,3 +238,5 @@ def _take(run: Recording, event: dict[str, Any], url: str) -> None:
         raise _garbage(url, event) from error
     if event["event"] == "busy":
         raise DeviceError(f"{url}: {event['message']}", hint="wait until it has ended")
+    if event["event"] == "refused":
+        raise DeviceError(f"{url}: {event['message']}", hint="give --cores that it has")

@@ -3,21 +3,27 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from loopback_ssh import loopback
 from results_schema import check_schema
-from watching import running, wait_until
+from watching import processes, running, wait_until
 
+from dspkd.errors import DeviceError
 from dspkd_bench import agent, bench
 from dspkd_bench.agent import Plan, PowerSampler, Rule, find_sensors, measure_calls
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.energy import PowerTrace, energy_per_inference, read_trace
 from dspkd_bench.latency import Series, StopRule
 from dspkd_bench.recording import Recording
+from dspkd_bench.under_load import under_load
 
+__all__ = ["loopback"]
 ORIN_NANO = {
     "name": "ina3221",
     "in1_label": "VDD_IN",
@@ -295,12 +301,8 @@ def test_without_the_option_or_a_sensor_nothing_is_said_of_energy(sysfs, tiny_ar
     config = BenchConfig([tiny_artifacts["onnx"]], stop=QUICK, memory=False)
     [subject] = run_bench(config)["subjects"]
     assert subject["energy"] == {"not_measured": "asked for with --sustained"} and "sustained" not in subject
-    [subject] = run_bench(bench.BenchConfig(**{**config_values(config), "sustained_s": 0.5}))["subjects"]
+    [subject] = run_bench(replace(config, sustained_s=0.5))["subjects"]
     assert subject["energy"] == {"not_measured": "no power sensor that can be read"} and subject["sustained"]
-
-
-def config_values(config):
-    return {name: getattr(config, name) for name in BenchConfig.__dataclass_fields__}
 
 
 def test_throttling_under_load_is_a_remark_and_no_fault_of_the_times_before(sysfs, tiny_artifacts):
@@ -310,13 +312,13 @@ def test_throttling_under_load_is_a_remark_and_no_fault_of_the_times_before(sysf
     (clocks / "scaling_governor").write_text("performance")
     recorded = agent.measure_calls
 
-    def hot(calls, plan, say, **more):
+    def hot(calls, plan, say, batched):
         def heard(event, **values):
             say(event, **values)
             if event == "state" and values["phase"] == "sustained":
                 (clocks / "scaling_cur_freq").write_text("900000")
 
-        recorded(calls, plan, heard, **more)
+        recorded(calls, plan, heard, batched)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "measure_calls", hot)
@@ -373,3 +375,107 @@ def test_tegrastats_ends_with_an_agent_that_is_killed(sysfs, tegrastats):
 def test_a_hardware_monitor_makes_tegrastats_superfluous(sysfs, tegrastats):
     sysfs("hwmon/hwmon0", ORIN_NANO)
     assert "tegrastats" not in find_sensors().columns
+
+
+# On a device, and when the link breaks ------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(loopback, monkeypatch):
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
+    return loopback
+
+
+def test_batches_cores_and_the_cold_start_on_a_device(board, tiny_artifacts):
+    [core, *_] = sorted(os.sched_getaffinity(0))
+    folder = tiny_artifacts["onnx"]
+    results = run_bench(BenchConfig([folder], stop=QUICK, device=board.url, batches=(1, 4), cores=(core,)))
+    check_schema(results)
+    [subject] = results["subjects"]
+    [batch] = subject["batches"]
+    assert batch["batch"] == 4 and batch["latency"]["n"] == 5
+    assert results["environment"]["affinity"] == [core]
+    assert results["environment"]["packages"]["onnxruntime"]
+    # Each in a process of its own, the imports left out.
+    assert 0 < subject["memory"]["resident_increase_mib"] <= subject["memory"]["increase_mib"] < 100
+    assert subject["memory"]["peak_rss_mib"] > subject["memory"]["increase_mib"]
+    assert subject["load_ms"] > 0 and subject["first_inference_ms"] > 0
+    assert list(board.work.iterdir()) == []
+
+
+def test_cores_and_providers_that_a_device_lacks(board, tiny_artifacts):
+    config = BenchConfig([tiny_artifacts["onnx"]], stop=QUICK, device=board.url, memory=False)
+    with pytest.raises(DeviceError, match=r"cores \[1023\] were asked for"):
+        run_bench(replace(config, cores=(1023,)))
+    results = run_bench(replace(config, providers=("cpu", "cuda")))
+    assert [s["provider"] for s in results["subjects"]] == ["cpu"]
+    assert "no CUDAExecutionProvider" in results["failed"][0]["message"]
+
+
+def test_a_cut_connection_in_the_sustained_phase_keeps_the_rounds(board, tiny_artifacts, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = BenchConfig([tiny_artifacts["onnx"]], stop=QUICK, device=board.url, memory=False, sustained_s=60.0)
+    kept = {}
+    thread = threading.Thread(target=lambda: kept.update(run_bench(config)))
+    thread.start()
+    # What comes back lies there as it comes.
+    wait_until(lambda: any('"idle"' in file.read_text() for file in tmp_path.glob("dspkd-*/events")), seconds=60)
+    for pid in sessions(board):
+        os.kill(pid, 9)
+    thread.join(60)
+    check_schema(kept)
+    assert "connection" in kept["interrupted"] and kept["validity"]["verdict"] == "invalid"
+    [subject] = kept["subjects"]
+    assert subject["latency"]["n"] == 8 and "sustained" not in subject
+    assert subject["energy"]["not_measured"]
+    wait_until(lambda: not running("agent.py spec.json"))
+
+
+def sessions(board):
+    """The server's own processes for its connections."""
+    found, look = [], running(f"{board.folder}/sshd_config")
+    while look:
+        look = [pid for pid, parent, name, _ in processes() if parent in look and name.startswith("sshd")]
+        found += look
+    return found
+
+
+def test_a_phase_that_was_cut_short_gives_no_energy():
+    recording = Recording(series={0: calls_of(1)}, sustained={0: calls_of(3)}, interrupted="cut")
+    told = under_load(0, recording, "no power sensor that can be read")
+    assert told == {"energy": {"not_measured": "no power sensor that can be read"}}
+    at_s = np.arange(0.0, 10.0, 0.1)
+    told = under_load(0, recording, trace_of(at_s, np.ones_like(at_s)))
+    assert told == {"energy": {"not_measured": "the sustained phase did not reach its end"}}
+
+
+def test_power_of_one_program_is_not_given_to_the_calls_of_another():
+    """The clocks of two programs on a device begin at different moments."""
+    agent_part, runner_part = Recording(), Recording()
+    at_s = np.arange(0.0, 40.0, 0.1)
+    for part, sensors in ((agent_part, True), (runner_part, False)):
+        if sensors:
+            part.take({"event": "sensors", "columns": ["tegrastats"], "fixed": {}, "denied": []})
+        part.take({"event": "times", "index": 0, "phase": "sustained", "at_ms": [1000 * i for i in range(10, 30)],
+                   "ms": [1000.0] * 20})  # fmt: skip
+        part.take({"event": "sustained", "index": 0, "idle_ms": [0, 10_000]})
+    whole = Recording()
+    whole.join(agent_part, [1])
+    whole.join(runner_part, [0])
+    trace = trace_of(at_s, np.where(at_s < 10, 1.0, 2.0))
+    assert under_load(1, whole, trace)["energy"]["mj_per_inference"] == pytest.approx(1000.0, rel=0.01)
+    assert "reads no power sensor" in under_load(0, whole, trace)["energy"]["not_measured"]
+    assert under_load(0, whole, trace)["sustained"]["sustained_ms"] == 1000.0
+
+
+@pytest.mark.parametrize("event", [
+    {"event": "power", "at_ms": [1], "rows": []},
+    {"event": "power", "at_ms": [float("nan")], "rows": [[]]},
+    {"event": "sensors", "columns": 3, "fixed": {}, "denied": []},
+    {"event": "sustained", "index": 0, "idle_ms": [1]},
+    {"event": "state", "index": "x"},
+    {"event": "times", "index": 0, "at_ms": [1], "ms": [float("inf")]},
+])  # fmt: skip
+def test_malformed_events(event):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Recording().take(event)
