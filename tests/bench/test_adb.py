@@ -18,7 +18,7 @@ from fake_adbd import adb, phone
 from recorded_phone import android
 from results_schema import check_schema
 from typer.testing import CliRunner
-from watching import processes, running, wait_until
+from watching import running, wait_until
 
 from dspkd.cli.app import app
 from dspkd.devices import open_device
@@ -113,7 +113,7 @@ def fails(phone, artifact, message, *, url=None):
         run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=url or phone.url))
     assert caught.value.exit_code == 5 and caught.value.hint
     wait_until(lambda: phone.left() == [])
-    assert not running(RUNNER)
+    assert not running(RUNNER, phone.work)
     return caught.value
 
 
@@ -234,20 +234,18 @@ def interrupted(phone, program, how):
     how()
     thread.join(30)
     assert len(kept["run"].series[0].ms) > 10
-    wait_until(lambda: not running(RUNNER))
+    wait_until(lambda: not running(RUNNER, phone.work))
     wait_until(lambda: phone.left() == [])
     return kept["run"]
 
 
-def kill_runner():
-    """Not what started it, nor the adb that waits for it."""
-    for pid, _, name, words in processes():
-        if RUNNER in words and MACHINES[HERE].loader.startswith(name):
-            os.kill(pid, 9)
+def kill_runner(phone):
+    for pid in running(RUNNER, phone.work):
+        os.kill(pid, 9)
 
 
 def test_the_runner_is_killed(phone, program):
-    assert "ended early" in interrupted(phone, program, kill_runner).interrupted
+    assert "ended early" in interrupted(phone, program, lambda: kill_runner(phone)).interrupted
 
 
 def test_unplugged_while_it_measures(phone, program):
@@ -259,7 +257,7 @@ def test_a_second_bench_on_the_same_phone(phone, program, artifact):
         with pytest.raises(DspkdError, match="another dspkd bench is running there") as caught:
             run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=phone.url))
         assert caught.value.exit_code == 5
-        kill_runner()
+        kill_runner(phone)
 
     interrupted(phone, program, refused)
 
@@ -290,10 +288,10 @@ def test_unplugged_when_all_is_measured(phone, artifact):
 def test_dspkd_itself_is_killed(phone, artifact):
     words = ["bench", str(artifact), "--device", phone.url, "--seconds", "120"]
     process = subprocess.Popen([sys.executable, "-m", "dspkd", *words], stderr=subprocess.DEVNULL)
-    wait_until(lambda: running(RUNNER), seconds=60)
+    wait_until(lambda: running(RUNNER, phone.work), seconds=60)
     process.kill()
     process.wait()
-    wait_until(lambda: not running(RUNNER))
+    wait_until(lambda: not running(RUNNER, phone.work))
     wait_until(lambda: phone.left() == [])
 
 
@@ -308,7 +306,7 @@ def test_what_was_measured_before_the_cable_was_pulled_is_written(phone, artifac
         phone.cut()
 
     threading.Thread(target=unplug).start()
-    words = ["bench", str(artifact), "--device", phone.url, "--seconds", "120", "--out", str(out)]
+    words = ["bench", str(artifact), "--device", phone.url, "--sustained", "60", "--out", str(out)]
     done = CliRunner().invoke(app, words)
     assert done.exception.exit_code == 5 and "broke off" in str(done.exception)
     results = json.loads(out.read_text())
