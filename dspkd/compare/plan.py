@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from dspkd.config import AugmentConfig, DataConfig, RunConfig, dsp_kd_stages, parse_run_config
+from dspkd.config import PRESETS, AugmentConfig, DataConfig, RunConfig, dsp_kd_stages, parse_run_config
 from dspkd.errors import ConfigError, UsageError
 
 __all__ = [
@@ -108,6 +108,8 @@ class MethodSpec(_Spec):
     def _one_of_two(self) -> MethodSpec:
         if bool(self.stages) == (self.preset is not None):
             raise ValueError("give `stages` or `preset`, one of the two")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         if self.budget == "own" and any(stage.epochs is None for stage in self.stages):
             raise ValueError('with budget = "own" every stage says its epochs')
         if self.budget == "own" and self.preset is not None:
@@ -236,8 +238,12 @@ def parse_comparison(values: Mapping[str, Any], *, origin: str) -> Comparison:
     try:
         return Comparison.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
+        faults = error.errors()
+        # A misspelt key is also a missing one; its own name says more.
+        fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
         key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise ConfigError(f"{origin}: {key} is no key of a comparison", hint="check its spelling") from error
         # The value of the whole file says nothing.
         got = f" (got {fault.get('input')!r})" if key and not isinstance(fault.get("input"), dict) else ""
         where = f"{key}: " if key else ""

@@ -295,7 +295,7 @@ def _methods(results: Mapping[str, Any]) -> Table:
             [
                 _name(method),
                 Entry(" → ".join(f"{stage['method']} {stage['epochs']}" for stage in method["stages"])),
-                Entry("; ".join(filter(None, map(_settings, method["stages"]))) or "defaults"),
+                Entry("; ".join(map(_settings, method["stages"]))),
                 Entry(method["tuned"] or "not said"),
                 Entry(f"{sum(own) / len(own) / 60:.1f}") if own else NOTHING,
             ]
@@ -310,7 +310,9 @@ def _methods(results: Mapping[str, Any]) -> Table:
 
 
 def _settings(stage: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in stage["settings"].items())
+    """Those that the file gives, after the peak learning rate; all others are the method's defaults."""
+    given = {"lr": stage["optimizer"]["lr"], **stage["settings"]}
+    return ", ".join(f"{key} {value}" for key, value in given.items())
 
 
 def _missing(results: Mapping[str, Any]) -> Table:
