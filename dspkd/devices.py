@@ -1,4 +1,4 @@
-"""Other machines as places where files go, commands run and results come back: this one, or one behind ssh.
+"""Other machines as places where files go, commands run and results come back: this one, or one behind ssh or adb.
 
     with open_device("ssh://jetson") as device:
         device.push(Path("model.onnx"), "model.onnx")
@@ -11,15 +11,17 @@ Names on the device are plain file names in that folder, and commands run in it.
 ssh is the system's own OpenSSH, so hosts, users, keys, agents and jump hosts of ssh_config apply, and nothing asks for
 a password. Files travel through the same connection as the commands: a device needs neither scp nor sftp. Two
 variables change what is called: DSPKD_SSH_CONFIG, another ssh_config, and DSPKD_DEVICE_PYTHON, the Python of the
-device if it is not `python3`.
+device if it is not `python3`. What adb needs is in `adb_device.py`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,7 @@ from urllib.parse import urlsplit
 from dspkd.errors import DeviceError, UsageError
 from dspkd.fileio import atomic_file
 
-__all__ = ["Completed", "Device", "LocalDevice", "SshDevice", "open_device"]
+__all__ = ["Completed", "Device", "LocalDevice", "NoAnswerError", "ShellDevice", "SshDevice", "open_device"]
 
 CONNECT_SECONDS = 10
 COPY_SECONDS = 600
@@ -47,6 +49,7 @@ CONNECTION_LOST = 255
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+FOLDER = re.compile(rb"^dspkd-folder (.+)\n", re.MULTILINE)
 # What OpenSSH or the device says, and what helps. The first that is found applies.
 FIXES = (
     ("Host key verification failed", "connect once by hand to check and accept its key: ssh {host}"),
@@ -70,11 +73,14 @@ class Completed:
     @property
     def last_line(self) -> str:
         """The last line of stderr, else of stdout: what a failed command usually has to say."""
-        return next((lines[-1] for lines in (_lines(self.stderr), _lines(self.stdout)) if lines), "it says nothing")
+        return next((said[-1] for said in (lines(self.stderr), lines(self.stdout)) if said), "it says nothing")
 
 
 class Device(ABC):
     """Use it in a `with` statement. Every method raises DeviceError if the device fails, not if a command does."""
+
+    runs_python = True
+    """Whether a Python is to be expected there."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -127,7 +133,7 @@ class Device(ABC):
         """`system` and `machine` as uname names them, and the version of `python`."""
         code = "import platform as p; print(p.system(), p.machine(), p.python_version())"
         done = self.run_python(["-c", code], timeout=CONNECT_SECONDS * 3)
-        words = _lines(done.stdout)[-1].split() if done.returncode == 0 and _lines(done.stdout) else []
+        words = lines(done.stdout)[-1].split() if done.returncode == 0 and lines(done.stdout) else []
         if len(words) != 3:
             raise DeviceError(f"{self.url}: {self.python} does not run: {done.last_line}", hint="repair its Python")
         return dict(zip(("system", "machine", "python"), words, strict=True))
@@ -147,12 +153,19 @@ class Device(ABC):
 
 
 def open_device(url: str) -> Device:
-    """`local` or `ssh://[user@]host[:port]`, where host may be an alias of ssh_config. UsageError for anything else."""
+    """`local`, `ssh://[user@]host[:port]`, where host may be an alias of ssh_config, or `adb:[serial]`, where without a
+    serial there must be one device only. UsageError for anything else.
+    """
     if url == "local":
         return LocalDevice()
-    hint = "give `local` or ssh://[user@]host[:port]"
+    hint = "give `local`, ssh://[user@]host[:port] or adb:SERIAL"
     if url.startswith("adb:"):
-        raise UsageError(f"{url}: devices behind adb are not supported yet", hint=hint)
+        from dspkd.adb_device import SERIAL, AdbDevice
+
+        serial = url.removeprefix("adb:")
+        if serial and SERIAL.fullmatch(serial) is None:
+            raise UsageError(f"device {url!r} is malformed", hint=hint)
+        return AdbDevice(serial)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -206,7 +219,7 @@ class LocalDevice(Device):
 
     def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
         try:
-            return _execute(list(argv), cwd=self._work, timeout=timeout, stdout=stdout)
+            return execute(list(argv), cwd=self._work, timeout=timeout, stdout=stdout)
         except subprocess.TimeoutExpired as error:
             raise _too_long(self.url, argv, error.timeout) from error
         except FileNotFoundError as error:
@@ -221,7 +234,7 @@ class LocalDevice(Device):
         return self._folder
 
     def _path(self, name: str) -> Path:
-        _check_name(name)
+        check_name(name)
         return self._work / name
 
     def _copy(self, source: Path, target: Path, what: str) -> None:
@@ -231,7 +244,137 @@ class LocalDevice(Device):
             raise DeviceError(f"{what}: {error.strerror}", hint=_fix(str(error), "local")) from error
 
 
-class SshDevice(Device):
+class ShellDevice(Device):
+    """A device behind a program that runs POSIX shell scripts there."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._folder = ""
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] | None = None
+
+    @abstractmethod
+    def _command(self, script: str) -> list[str]:
+        """What runs a script there."""
+
+    def _keeper_command(self, script: str) -> list[str]:
+        """What runs the first script, which keeps the work folder."""
+        return self._command(script)
+
+    @abstractmethod
+    def _shell(
+        self,
+        script: str,
+        *,
+        timeout: float | None = COPY_SECONDS,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+    ) -> Completed:
+        """Run a script there. DeviceError if the connection is lost, NoAnswerError if it takes longer."""
+
+    @abstractmethod
+    def _hint(self, text: str) -> str:
+        """What helps if the device or its connection says `text`."""
+
+    @property
+    def _opened_folder(self) -> str:
+        if not self._folder:
+            raise RuntimeError("the device is not open: use it in a with statement")
+        return self._folder
+
+    def _make_folder(self, parent: str) -> None:
+        """`parent` is what the shell there takes for a word in double quotes.
+
+        The script that makes the folder also removes it, and ends what runs in it, as soon as its input ends: when
+        `close` ends it, when the connection is cut, and when this process is killed.
+        """
+        end = 'test -f "$d/.running" && kill "$(cat "$d/.running")"; test -f "$d/.at-end" && sh "$d/.at-end"; '
+        # What is being ended may still write.
+        remove = end + 'rm -rf -- "$d" || { sleep 1; rm -rf -- "$d"; }'
+        script = (
+            f"trap '' HUP PIPE; umask 077; d=$(mktemp -d \"{parent}/dspkd.XXXXXXXX\") || exit 1; "
+            f'echo "dspkd-folder $d"; while read -r line; do :; done; {remove}'
+        )
+        # Not into a pipe that nobody empties.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
+        self._keeper = subprocess.Popen(
+            self._keeper_command(script),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            # Ctrl-C is for us, who then clean up in order.
+            start_new_session=True,
+        )
+        said = _read_until(self._keeper, FOLDER, 3 * CONNECT_SECONDS)
+        # A login script may have printed something before.
+        found = FOLDER.search(said)
+        if found is None:
+            code = self._end_keeper()
+            raise self._no_folder(Completed(code, said.decode(errors="replace"), self._complained()))
+        self._folder = os.fsdecode(found[1])
+
+    def _no_folder(self, done: Completed) -> DeviceError:
+        return self._error("no temporary folder can be made there", done)
+
+    def _remove_folder(self) -> None:
+        """And end what runs in it. Nothing is raised if the device is gone."""
+        self._folder = ""
+        if self._keeper is not None:
+            self._end_keeper()
+            self._keeper = None
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
+
+    def _end_keeper(self) -> int:
+        assert self._keeper is not None
+        try:
+            self._keeper.communicate(timeout=CLEANUP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.communicate()
+        return self._keeper.returncode
+
+    def _complained(self) -> str:
+        """What the connection that keeps the folder has said on stderr."""
+        assert self._complaints is not None
+        self._complaints.seek(0)
+        return self._complaints.read().decode(errors="replace")
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
+        # Neither ssh nor adb ends a command that nobody waits for any more, so its number is kept while it runs.
+        script = f"{shlex.join(argv)} & echo $! > .running; wait $!; code=$?; rm -f .running; exit $code"
+        try:
+            return self._in_folder(script, timeout=timeout, stdout=stdout)
+        except NoAnswerError as error:
+            self._stop()
+            raise _too_long(self.url, argv, error.seconds) from error
+
+    def at_end(self, argv: Sequence[str]) -> None:
+        """Have the device run a command when it is closed, and by itself when the connection is cut."""
+        done = self._in_folder(f"printf '%s\\n' {shlex.quote(shlex.join(argv))} >> .at-end")
+        if done.returncode != 0:
+            raise self._error("nothing can be written there", done)
+
+    def _stop(self) -> None:
+        self._shell(f"cd {shlex.quote(self._folder)} && kill $(cat .running)", timeout=CLEANUP_SECONDS)
+
+    def _in_folder(
+        self,
+        script: str,
+        *,
+        timeout: float | None = COPY_SECONDS,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+    ) -> Completed:
+        script = f"cd {shlex.quote(self._opened_folder)} && {{ {script}; }}"
+        return self._shell(script, timeout=timeout, stdin=stdin, stdout=stdout)
+
+    def _error(self, what: str, done: Completed) -> DeviceError:
+        return DeviceError(f"{self.url}: {what}: {done.last_line}", hint=self._hint(done.stderr))
+
+
+class SshDevice(ShellDevice):
     """A machine behind OpenSSH: one connection, which everything shares."""
 
     def __init__(self, host: str, *, user: str | None = None, port: int | None = None) -> None:
@@ -239,9 +382,7 @@ class SshDevice(Device):
         address = f"[{host}]" if ":" in host else host
         super().__init__(f"ssh://{at}{address}" + (f":{port}" if port else ""))
         self._destination, self._port = f"{at}{host}", port
-        self._folder = ""
         self._private: Path | None = None
-        self._master: subprocess.Popen[bytes] | None = None
 
     @property
     def python(self) -> str:
@@ -250,44 +391,22 @@ class SshDevice(Device):
     def open(self) -> None:
         if shutil.which("ssh") is None:
             raise DeviceError(f"{self.url}: there is no ssh on this machine", hint="install the OpenSSH client")
-        self._connect()
-        done = self._shell('umask 077; d=$(mktemp -d "${TMPDIR:-/tmp}/dspkd.XXXXXXXX") && echo "dspkd-folder $d"')
-        # A login script may have printed something before.
-        folders = re.findall(r"^dspkd-folder (.+)$", done.stdout, re.MULTILINE)
-        if done.returncode != 0 or not folders:
-            raise self._error("no temporary folder can be made there", done)
-        self._folder = folders[-1]
-
-    def _connect(self) -> None:
         self._private = Path(tempfile.mkdtemp(prefix="dspkd-"))
         if len(os.fsencode(self._private)) > LONGEST_SOCKET:
             self._private.rmdir()
             self._private = Path(tempfile.mkdtemp(prefix="dspkd-", dir="/tmp"))
-        # In the foreground but in a session of its own: we see why it ends, and Ctrl-C leaves it for the cleaning up.
-        with (self._private / "log").open("wb") as log:
-            self._master = subprocess.Popen(
-                [*self._ssh("ControlMaster=yes"), "-N", "--", self._destination],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 3 * CONNECT_SECONDS
-        while not self._socket.exists():
-            ended = self._master.poll() is not None
-            if ended or time.monotonic() > deadline:
-                reason = self._said() or ("it says nothing" if ended else "timed out")
-                raise DeviceError(f"{self.url} cannot be reached: {reason}", hint=self._hint(reason))
-            time.sleep(0.02)
+        self._make_folder("${TMPDIR:-/tmp}")
+
+    def _no_folder(self, done: Completed) -> DeviceError:
+        if done.returncode not in (CONNECTION_LOST, -signal.SIGKILL):
+            return super()._no_folder(done)
+        reason = "\n".join(lines(done.stderr)[-1:]) or ("timed out" if done.returncode < 0 else "it says nothing")
+        return DeviceError(f"{self.url} cannot be reached: {reason}", hint=self._hint(reason))
 
     @property
     def _socket(self) -> Path:
         assert self._private is not None
         return self._private / "s"
-
-    def _said(self) -> str:
-        assert self._private is not None
-        return "\n".join(_lines((self._private / "log").read_text(errors="replace"))[-1:])
 
     def _ssh(self, *options: str) -> list[str]:
         config = os.environ.get("DSPKD_SSH_CONFIG")
@@ -306,30 +425,13 @@ class SshDevice(Device):
         return ["ssh", *(["-F", config] if config else []), "-T", *switches]
 
     def close(self) -> None:
-        try:
-            if self._folder:
-                self._stop(f"rm -rf -- {shlex.quote(self._folder)}")
-        except DeviceError:
-            pass
-        finally:
-            self._folder = ""
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        if self._master is not None:
-            self._master.terminate()
-            try:
-                self._master.wait(0.5)
-            except subprocess.TimeoutExpired:
-                # It may notice the signal only with the next packet, seconds later; nothing is left for it to do.
-                self._master.kill()
-                self._master.wait()
+        self._remove_folder()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
-        self._master = self._private = None
+            self._private = None
 
     def push(self, local: Path, remote_name: str) -> None:
-        _check_name(remote_name)
+        check_name(remote_name)
         part = shlex.quote(f".{remote_name}.part")
         try:
             with local.open("rb") as source:
@@ -340,37 +442,22 @@ class SshDevice(Device):
             raise self._error(f"{local.name} cannot be copied there", done)
 
     def pull(self, remote_name: str, local: Path) -> None:
-        _check_name(remote_name)
+        check_name(remote_name)
         with atomic_file(local) as temporary, temporary.open("wb") as target:
             done = self._in_folder(f"cat -- {remote_name}", stdout=target)
             if done.returncode != 0:
                 raise self._error(f"{remote_name} cannot be copied from there", done)
 
-    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
-        # ssh does not end a command that nobody waits for any more, so its number is kept while it runs.
-        script = f"{shlex.join(argv)} & echo $! > .running; wait $!; code=$?; rm -f .running; exit $code"
-        try:
-            return self._in_folder(script, timeout=timeout, stdout=stdout)
-        except _TimeoutError as error:
-            self._stop()
-            raise _too_long(self.url, argv, error.seconds) from error
+    def _keeper_command(self, script: str) -> list[str]:
+        return self._session(script, "ControlMaster=yes")
 
-    def _stop(self, then: str = "true") -> None:
-        script = f"cd {shlex.quote(self._folder)} && test -f .running && kill $(cat .running); cd /; {then}"
-        self._shell(script, timeout=CLEANUP_SECONDS)
+    def _command(self, script: str) -> list[str]:
+        # Through the keeper's connection or not at all: a new one would find the folder gone.
+        return self._session(script, "ControlMaster=no", "ProxyCommand=false")
 
-    def _in_folder(
-        self,
-        script: str,
-        *,
-        timeout: float | None = COPY_SECONDS,
-        stdin: IO[bytes] | None = None,
-        stdout: IO[bytes] | None = None,
-    ) -> Completed:
-        if not self._folder:
-            raise RuntimeError("the device is not open: use it in a with statement")
-        script = f"cd {shlex.quote(self._folder)} && {{ {script}; }}"
-        return self._shell(script, timeout=timeout, stdin=stdin, stdout=stdout)
+    def _session(self, script: str, *options: str) -> list[str]:
+        # `exec sh`, whatever the user's login shell is.
+        return [*self._ssh(*options), "--", self._destination, f"exec sh -c {shlex.quote(script)}"]
 
     def _shell(
         self,
@@ -380,32 +467,40 @@ class SshDevice(Device):
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
     ) -> Completed:
-        """A POSIX script there, whatever the user's login shell is."""
-        command = [*self._ssh("ControlMaster=no"), "--", self._destination, f"exec sh -c {shlex.quote(script)}"]
         try:
-            done = _execute(command, timeout=timeout, stdin=stdin, stdout=stdout)
+            done = execute(self._command(script), timeout=timeout, stdin=stdin, stdout=stdout)
         except subprocess.TimeoutExpired as error:
-            raise _TimeoutError(self.url, error.timeout) from error
+            raise NoAnswerError(self.url, error.timeout) from error
         if done.returncode == CONNECTION_LOST:
-            reason = done.last_line if _lines(done.stderr) else self._said() or "it says nothing"
+            reason = "\n".join(lines(self._complained())[-1:]) or done.last_line
             raise DeviceError(f"the connection to {self.url} is lost: {reason}", hint=self._hint(reason))
         return done
-
-    def _error(self, what: str, done: Completed) -> DeviceError:
-        return DeviceError(f"{self.url}: {what}: {done.last_line}", hint=self._hint(done.stderr))
 
     def _hint(self, text: str) -> str:
         port = f"-p {self._port} " if self._port else ""
         return _fix(text, f"{port}{self._destination}")
 
 
-class _TimeoutError(DeviceError):
+def _read_until(process: subprocess.Popen[bytes], pattern: re.Pattern[bytes], seconds: float) -> bytes:
+    """What it prints up to `pattern`, its end, or the time limit."""
+    assert process.stdout is not None
+    said, deadline = b"", time.monotonic() + seconds
+    while pattern.search(said) is None:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
+        if not part:
+            break
+        said += part
+    return said
+
+
+class NoAnswerError(DeviceError):
     def __init__(self, url: str, seconds: float) -> None:
         super().__init__(f"{url} does not answer within {seconds:.0f} s", hint="check that the device is on")
         self.seconds = seconds
 
 
-def _execute(
+def execute(
     command: list[str],
     *,
     timeout: float | None,
@@ -426,7 +521,7 @@ def _execute(
     return Completed(done.returncode, said, complained)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if FILE.fullmatch(name) is None:
         raise ValueError(f"{name!r} is no plain file name")
 
@@ -440,5 +535,5 @@ def _fix(text: str, host: str) -> str:
     return next((fix.format(host=host) for said, fix in FIXES if said in text), "try the same with plain ssh")
 
 
-def _lines(text: str) -> list[str]:
+def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -4,8 +4,7 @@
 
 It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `remote.py` reads
 them: start, loaded, failed, output, times, state, end. What has been measured is flushed about once a second, so
-that a connection that breaks loses no more than that. If nobody reads any more, the program removes its folder and
-ends: nothing then comes back to do it.
+that a connection that breaks loses no more than that. If nobody reads any more, the program ends.
 
 Python 3.8 and up, no torch, nothing of dspkd. The loop is also the one that `latency.py` uses on this machine.
 """
@@ -17,7 +16,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import signal
 import sys
 import time
@@ -335,13 +333,6 @@ def _flush(waiting: Any) -> None:
         waiting[name] = ([], [])
 
 
-def _remove_own_folder() -> None:
-    """Only a folder that dspkd made for this: it has the name and holds this very file."""
-    folder = Path(__file__).resolve().parent
-    if folder.name.startswith("dspkd.") or folder.name.startswith("dspkd-"):
-        shutil.rmtree(str(folder), ignore_errors=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     (file,) = sys.argv[1:] if argv is None else argv
     # A lost connection may show as a hang-up before it shows as a broken pipe.
@@ -353,7 +344,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         measure(json.loads(Path(file).read_text()))
     except _Nobody:
-        _remove_own_folder()
         # Python would try to flush once more and complain.
         os._exit(1)
     return 0

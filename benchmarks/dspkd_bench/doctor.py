@@ -15,19 +15,20 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dspkd.adb_device import AdbDevice
 from dspkd.artifact import Artifact
 from dspkd.devices import Device
 from dspkd.errors import DeviceError, MissingDependencyError
 from dspkd_bench import doctor_probe
+from dspkd_bench.check import Check, numbers, older
+from dspkd_bench.doctor_phone import examine_phone, phone_checks
+from dspkd_bench.sensors import L4T, parse_l4t
 
 __all__ = ["Check", "check_machine", "examine", "read_probe"]
-
-State = Literal["ok", "missing", "warning", "not needed"]
 
 PROBE_SECONDS = 120.0
 OLDEST_PYTHON = "3.8"
@@ -69,19 +70,15 @@ JETPACKS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    state: State
-    found: str
-    fix: str | None = None
-    """A command for the shell of this machine; None if there is nothing to do."""
-
-
 def examine(device: Device) -> dict[str, Any]:
-    """Run the probe on an open device. DeviceError without a Python of at least 3.8, or if no answer comes back."""
+    """Run the probe on an open device. DeviceError without a Python of at least 3.8, or if no answer comes back.
+
+    A phone is asked by its own commands instead.
+    """
+    if isinstance(device, AdbDevice):
+        return examine_phone(device)
     about = device.describe()
-    if _older(about["python"], OLDEST_PYTHON):
+    if older(about["python"], OLDEST_PYTHON):
         raise DeviceError(
             f"{device.url} has Python {about['python']}, and {OLDEST_PYTHON} is needed",
             hint="install a newer one there, and name its command in DSPKD_DEVICE_PYTHON",
@@ -114,6 +111,8 @@ def read_probe(text: str, url: str) -> dict[str, Any]:
 
 def check_machine(machine: Mapping[str, Any], url: str, artifacts: Sequence[Artifact]) -> list[Check]:
     """All checks of what `examine` found; the artifacts are those that shall run there."""
+    if "phone" in machine:
+        return list(phone_checks(machine, url, artifacts))
     runtimes = {runtime for artifact in artifacts for runtime in _runtimes(artifact.card.target)}
     if url == "local":
         checks = [*_local_checks(machine, runtimes)]
@@ -156,7 +155,8 @@ def _device_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[C
     yield from _runtime_checks(machine, runtimes)
     release = _l4t(machine)
     if release is not None:
-        yield Check("Jetson", "ok", f"L4T {release}: {JETPACKS.get(release, 'a JetPack unknown to this dspkd')}")
+        tools = JETPACKS.get(int(release.release.partition(".")[0]), "a JetPack unknown to this dspkd")
+        yield Check("Jetson", "ok", f"L4T {release.release}: {tools}")
     yield _disk_check(machine, ROOM_BYTES["device"])
     yield _governor_check(machine)
 
@@ -223,7 +223,7 @@ def _package_check(
         found = machine["imports"].get(MODULES.get(package, package))
         if version is None:
             absent.append(package)
-        elif oldest is not None and _older(version, oldest):
+        elif oldest is not None and older(version, oldest):
             faults.append(f"{package} is {version}, {oldest} is needed")
         elif found is not None and found["error"] is not None:
             faults.append(f"{package} {version} does not import: {found['error']}")
@@ -284,9 +284,11 @@ def _governor_check(machine: Mapping[str, Any]) -> Check:
     return Check("governor", "warning", f"{governor}: times vary with the clock", fix)
 
 
-def _l4t(machine: Mapping[str, Any]) -> int | None:
-    found = re.search(r"\bR([0-9]+)\b", machine.get("nv_tegra_release") or "")
-    return int(found.group(1)) if found else None
+def _l4t(machine: Mapping[str, Any]) -> L4T | None:
+    try:
+        return parse_l4t(machine.get("nv_tegra_release") or "")
+    except ValueError:
+        return None
 
 
 def _artifact_checks(artifact: Artifact, machine: Mapping[str, Any], url: str) -> Iterator[Check]:
@@ -302,7 +304,7 @@ def _artifact_checks(artifact: Artifact, machine: Mapping[str, Any], url: str) -
         if made is None or here is None or runtime == "onnxruntime":  # ONNX files carry a version of their own
             continue
         name, text = f"{artifact.path} on {runtime}", f"made by {made}, the runtime is {here}"
-        if _older(here, made):
+        if older(here, made):
             python = "pip" if url == "local" else "python3 -m pip"
             fix = f"{python} install '{runtime}=={made.partition('+')[0]}'"
             yield _there(Check(name, "warning", f"{text}, which is older and may refuse it", fix), machine, url)
@@ -316,24 +318,14 @@ def _engine_checks(artifact: Artifact, machine: Mapping[str, Any], url: str) -> 
         return
     oldest, built = details.get("oldest_tensorrt"), details.get("build", {}).get("tensorrt")
     name = f"{artifact.path} on tensorrt"
-    if oldest is not None and _older(here, oldest):
+    if oldest is not None and older(here, oldest):
         yield Check(name, "warning", f"needs TensorRT {oldest} or later, there is {here}")
-    elif built is not None and "." in built and _numbers(built)[:3] != _numbers(here)[:3]:  # trtexec says it undotted
+    elif built is not None and "." in built and numbers(built)[:3] != numbers(here)[:3]:  # trtexec says it undotted
         text = f"the engine is of TensorRT {built}, there is {here}, which cannot load it"
         fix = f"dspkd export STUDENT --target tensorrt --precision {artifact.card.precision} --device {url}"
         yield Check(name, "warning", text, fix)
     else:
         yield Check(name, "ok", f"TensorRT {here}" + ("" if built else "; the engine is still to be built"))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:4])
-
-
-def _older(version: str, than: str) -> bool:
-    """Whether the first three numbers of a version are below; 1.5 is 1.5.0."""
-    left, right = ((*_numbers(text)[:3], 0, 0, 0)[:3] for text in (version, than))
-    return left < right
 
 
 def _there(check: Check, machine: Mapping[str, Any], url: str) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ def measure_remote(
     for part, start in zip(parts, (_start_agent, _start_runner), strict=True):
         if not part or whole.interrupted:
             continue
+        if start is _start_agent and not device.runs_python:
+            whole.failed.update(dict.fromkeys(part, "it needs a Python, which a phone does not have"))
+            continue
         command = start(device, [models[i] for i in part], stop, threads)
         try:
             run = _measure(device, command, stop.seconds + patience_s)
@@ -70,9 +73,6 @@ def measure_remote(
             if not whole.series:
                 raise
             run = RemoteRun(interrupted=error.message)
-        if start is _start_runner and not _one_picture(models[i] for i in part):
-            # What it says then is of noise, and nothing is known to compare it with.
-            run.outputs.clear()
         _join(whole, run, part)
     return whole
 
@@ -110,12 +110,13 @@ def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threa
         kit = build_runner(Path(scratch) / "kit", machine=machine)
         for file in kit.files:
             device.push(file, file.name)
-        picture = Path(scratch) / "picture.bin"
-        picture.write_bytes(np.ascontiguousarray(models[0].picture).tobytes())
-        device.push(picture, "runner-picture.bin")
-    names = [f"program{index}{model.path.suffix}" for index, model in enumerate(models)]
-    for name, model in zip(names, models, strict=True):
-        device.push(model.path, name)
+        picture = Path(scratch) / "picture"
+        given: list[str] = []
+        for index, model in enumerate(models):
+            device.push(model.path, f"program{index}.pte")
+            picture.write_bytes(np.ascontiguousarray(model.picture).tobytes())
+            device.push(picture, f"program{index}.bin")
+            given += ["--input", f"program{index}.bin"]
     device.run(["chmod", "700", *kit.executables], timeout=30)
     options = {
         "--seconds": stop.seconds,
@@ -124,14 +125,8 @@ def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threa
         "--warmup": stop.warmup_rounds,
         "--threads": threads,
     }
-    # One picture for all: where they differ the runner makes noise of its own for each.
-    given = ["--input", "runner-picture.bin"] if _one_picture(models) else []
-    return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *names]
-
-
-def _one_picture(models: Iterable[Model]) -> bool:
-    first, *others = (model.picture for model in models)
-    return all(np.array_equal(first, other) for other in others)
+    programs = [f"program{index}.pte" for index in range(len(models))]
+    return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *programs]
 
 
 def _start_agent(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:

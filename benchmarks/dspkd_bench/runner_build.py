@@ -33,7 +33,7 @@ from dspkd.data.pixels import default_cache_dir
 from dspkd.errors import DeviceError, MissingDependencyError, OutputError, UsageError
 from dspkd.fileio import atomic_dir, atomic_file, canonical_json, ensure_dir, sha256_bytes, sha256_file
 
-__all__ = ["RunnerKit", "build_runner"]
+__all__ = ["MACHINES", "RunnerKit", "build_runner", "look_for_parts"]
 
 BINARY = "dspkd_runner"
 SOURCE = Path(__file__).parent / "runner" / "runner.cpp"
@@ -92,8 +92,7 @@ def build_runner(out: Path, *, machine: str, wheel: Path | None = None, compiler
     kept in dspkd's cache. Raises MissingDependencyError without executorch, compiler or wheel, and DeviceError if they
     do not fit together.
     """
-    if machine not in MACHINES:
-        raise UsageError(f"there is no runner for {machine!r}", hint=f"choose from {', '.join(MACHINES)}")
+    _check_machine(machine)
     if out.exists() and not (out.is_dir() and ((out / BINARY).exists() or not any(out.iterdir()))):
         raise OutputError(f"{out} exists and is no earlier runner", hint="choose another folder")
     version = _installed_version()
@@ -112,6 +111,27 @@ def build_runner(out: Path, *, machine: str, wheel: Path | None = None, compiler
         (f"./{loader}", "--library-path", ".", f"./{BINARY}"),
         (BINARY, loader),
     )
+
+
+def look_for_parts(machine: str) -> str:
+    """The version of executorch that a runner for `machine` would have. Raises as `build_runner` does for what is not
+    here; nothing is unpacked or compiled, so a part that does not fit is not noticed.
+    """
+    _check_machine(machine)
+    version = _installed_version()
+    if not _is_here(machine) and not (wheel := _wheel_of_environment(machine)).exists():
+        raise _no_wheel(wheel)
+    _find_compiler(machine, None)
+    return version
+
+
+def _check_machine(machine: str) -> None:
+    if machine not in MACHINES:
+        raise UsageError(f"there is no runner for {machine!r}", hint=f"choose from {', '.join(MACHINES)}")
+
+
+def _is_here(machine: str) -> bool:
+    return machine == platform.machine() and platform.system() == "Linux"
 
 
 def _copy_parts(out: Path, names: Sequence[str], parts: Sequence[Path]) -> None:
@@ -139,7 +159,7 @@ def _installed_version() -> str:
 def _package(machine: str, wheel: Path | None) -> Iterator[Path]:
     """The folder `executorch` with headers and libraries for `machine`; what is unpacked for it is removed again."""
     if wheel is None:
-        if machine == platform.machine() and platform.system() == "Linux":
+        if _is_here(machine):
             yield Path(str(distribution("executorch").locate_file("executorch")))
             return
         wheel = _wheel_of_environment(machine)
@@ -161,9 +181,13 @@ def _wheel_of_environment(machine: str) -> Path:
     )
 
 
+def _no_wheel(wheel: Path) -> MissingDependencyError:
+    return MissingDependencyError(f"there is no executorch wheel at {wheel}", hint=f"check {WHEEL_VARIABLE}")
+
+
 def _unpack(wheel: Path, folder: Path) -> None:
     if not wheel.is_file():
-        raise MissingDependencyError(f"there is no executorch wheel at {wheel}", hint="check the path")
+        raise _no_wheel(wheel)
     try:
         with zipfile.ZipFile(wheel) as archive:
             needed = ("executorch/include/", "executorch/lib/", "executorch/version.py")
@@ -200,7 +224,7 @@ def _text(path: Path) -> str:
 
 
 def _find_compiler(machine: str, compiler: str | None) -> str:
-    own = machine == platform.machine() and platform.system() == "Linux"
+    own = _is_here(machine)
     name = compiler or ("g++" if own else f"{machine}-linux-gnu-g++")
     path = shutil.which(name)
     if path is None:

@@ -21,14 +21,14 @@ SCHEMA_VERSION = 1
 
 def doctor(
     artifacts: list[Path] = typer.Argument(None, help="Artifact folders that shall run there; their runtimes count."),
-    device: str = typer.Option("local", "--device", help="local, or ssh://host, or ssh://user@host:port."),
+    device: str = typer.Option("local", "--device", help="local, ssh://[user@]host[:port] or adb:[SERIAL]."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout."),
 ) -> None:
     """Say what a machine has, what it lacks, and the command that mends it; exit code 5 if something needed is missing.
 
-    Needs nothing; a device needs Python 3.8. Here that is what train, distill, export to ONNX and bench need; on a
-    device, a runtime; with artifacts, theirs. Nothing is installed or changed. Writes nothing, and leaves nothing on
-    the device.
+    Needs nothing; a device behind ssh needs Python 3.8. Here that is what train, distill, export to ONNX and bench
+    need; on a device, a runtime; for a phone, what the runner is compiled of here; with artifacts, theirs. Nothing is
+    installed or changed. Writes nothing, and leaves nothing on the device.
     """
     from dspkd.artifact import load_artifact
     from dspkd.devices import open_device

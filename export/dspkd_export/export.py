@@ -62,7 +62,11 @@ def check_request(targets: Sequence[str], precisions: Sequence[str], device: str
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UsageError(f"unknown precision {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
-    open_device(device)
+    if not open_device(device).runs_python:
+        raise UsageError(
+            f"{device} cannot build TensorRT engines: that takes a Python",
+            hint="name a board behind ssh, or export to executorch, which phones run",
+        )
 
 
 def export_student(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,19 @@ from loopback_ssh import free_port, loopback, serve
 from other_pythons import other_python
 from results_schema import check_schema
 from typer.testing import CliRunner
+from watching import processes, running, wait_until
 
 from dspkd.cli.app import app
-from dspkd.devices import LocalDevice, open_device
+from dspkd.devices import LocalDevice, SshDevice, open_device
 from dspkd.errors import DeviceError, UsageError
-from dspkd_bench import agent, bench
+from dspkd_bench import bench
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.remote import Model, measure_remote, read_events
 
 __all__ = ["loopback"]
 QUICK = StopRule(warmup_rounds=2, min_rounds=70, max_rounds=70, seconds=0.0)
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
 ENDLESS = StopRule(warmup_rounds=1, min_rounds=10, max_rounds=10**9, seconds=120.0)
 
 
@@ -42,6 +43,13 @@ def model(artifact):
 
 
 @pytest.fixture
+def program(tiny_artifacts):
+    folder = tiny_artifacts["executorch"]
+    with np.load(folder / "golden.npz") as stored:
+        return Model(folder / "model.pte", "executorch", stored["pixels"][0])
+
+
+@pytest.fixture
 def board(loopback, monkeypatch):
     """The loopback server as a device with this environment's Python."""
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
@@ -54,29 +62,6 @@ def script(loopback, monkeypatch, text, name="python-there"):
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", str(file))
-
-
-def processes():
-    """(pid, parent's pid, name, command line) of everything that runs here."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if rest.split()[0] != "Z":
-            yield int(folder.name), int(rest.split()[1]), name, words
-
-
-def running(word):
-    return [pid for pid, _, _, words in processes() if word in words and pid != os.getpid()]
-
-
-def wait_until(condition, seconds=15):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def left(loopback):
@@ -109,7 +94,7 @@ def test_what_the_device_cannot_run_is_said_and_the_rest_is_measured(loopback, m
     assert "protobuf" in run.failed[0].lower() and run.interrupted is None
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
+@COMPILER
 def test_onnx_and_executorch_programs_in_one_bench(board, tiny_artifacts):
     results = run_bench(BenchConfig(folders=list(tiny_artifacts.values()), stop=QUICK, device=board.url))
     check_schema(results)
@@ -131,17 +116,16 @@ def test_a_wrong_answer_makes_the_run_invalid(board, artifact, monkeypatch):
     assert "wrong answer" in results["validity"]["reasons"][0]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
-def test_programs_with_different_pictures_are_timed_and_not_compared(board, tiny_artifacts):
+@COMPILER
+def test_every_program_gets_its_own_picture(board, tiny_artifacts):
     program = tiny_artifacts["executorch"] / "model.pte"
     with np.load(tiny_artifacts["executorch"] / "golden.npz") as stored:
-        models = [Model(program, "executorch", stored["pixels"][i]) for i in (0, 1)]
-    assert not np.array_equal(models[0].picture, models[1].picture)
+        pictures, answers = stored["pixels"][:2], stored["deployed"][:2]
+    assert not np.array_equal(answers[0], answers[1])
     with open_device(board.url) as device:
-        run = measure_remote(device, models, QUICK, threads=1)
-        again = measure_remote(device, models[:1], QUICK, threads=1)
-    assert sorted(run.series) == [0, 1] and run.outputs == {}
-    assert list(again.outputs) == [0]
+        run = measure_remote(device, [Model(program, "executorch", picture) for picture in pictures], QUICK, threads=1)
+    for index, answer in enumerate(answers):
+        assert np.abs(np.array(run.outputs[index]) - answer).max() < 1e-4
 
 
 # Faults: each with a message of its own, exit code 5, and nothing left there ------------------------
@@ -232,40 +216,93 @@ def test_a_changed_host_key(loopback, artifact):
     fails(loopback, artifact, "Host key verification failed|REMOTE HOST IDENTIFICATION")
 
 
-def test_a_second_bench_on_the_same_device(board, artifact, model):
-    first = {}
+AGENT, RUNNER = "agent.py spec.json", "dspkd_runner --seconds"
+both = pytest.mark.parametrize(
+    ("kind", "command"), [("model", AGENT), pytest.param("program", RUNNER, marks=COMPILER)], ids=["agent", "runner"]
+)
 
-    def measure():
-        with open_device(board.url) as device:
-            first["run"] = measure_remote(device, [model], replace(ENDLESS, seconds=3.0), threads=1)
 
-    thread = threading.Thread(target=measure)
-    thread.start()
-    wait_until(lambda: running("agent.py spec.json"))
-    time.sleep(0.5)
-    with pytest.raises(DeviceError, match="another dspkd bench is running there"):
-        run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=board.url))
-    thread.join()
-    assert first["run"].interrupted is None and len(first["run"].series[0].ms) > 10
+@pytest.mark.parametrize("second", ["onnx", pytest.param("executorch", marks=COMPILER)])
+@both
+def test_a_second_bench_on_the_same_device(board, tiny_artifacts, request, kind, command, second):
+    """The lock is one for both programs."""
+    config = BenchConfig(folders=[tiny_artifacts[second]], stop=QUICK, device=board.url)
+
+    def refused():
+        with pytest.raises(DeviceError, match="another dspkd bench is running there"):
+            run_bench(config)
+        kill(running(command))
+
+    kept = interrupt(board, request.getfixturevalue(kind), command, refused)
+    assert kept.series
     assert left(board) == []
 
 
-def test_the_agent_is_killed_and_what_was_measured_is_kept(board, model):
-    kept = interrupt(board, model, lambda: [os.kill(pid, 9) for pid in running("agent.py spec.json")])
+@both
+def test_it_is_killed_and_what_was_measured_is_kept(board, request, kind, command):
+    kept = interrupt(board, request.getfixturevalue(kind), command, lambda: kill(running(command)))
     assert "ended early" in kept.interrupted
     assert left(board) == []
 
 
-def test_the_connection_is_cut_while_it_measures(board, model):
-    def cut():
-        for pid in sessions(board):
-            os.kill(pid, 9)
-
-    kept = interrupt(board, model, cut)
+@both
+def test_the_connection_is_cut_while_it_measures(board, request, kind, command):
+    kept = interrupt(board, request.getfixturevalue(kind), command, lambda: kill(sessions(board)))
     assert "connection" in kept.interrupted
-    # Nobody can come back to clean up, so the agent does it.
-    wait_until(lambda: not running("agent.py spec.json"))
+    wait_until(lambda: not running(command))
     wait_until(lambda: left(board) == [])
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_the_connection_is_cut_at_each_step(board, artifact, monkeypatch, step):
+    """Before each of the steps: three files that are sent, the agent, its start, and the cleaning up."""
+    steps = 0
+
+    def cut_first(name):
+        method = getattr(SshDevice, name)
+
+        def call(*arguments, **options):
+            nonlocal steps
+            if steps == step:
+                kill(sessions(board))
+            steps += 1
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(SshDevice, name, call)
+
+    for name in ("push", "run", "_remove_folder"):
+        cut_first(name)
+    config = BenchConfig(folders=[artifact], stop=QUICK, device=board.url)
+    if step < 5:
+        with pytest.raises(DeviceError, match=r"lost|cannot be copied") as caught:
+            run_bench(config)
+        assert caught.value.exit_code == 5 and caught.value.hint
+    else:
+        assert run_bench(config)["subjects"][0]["latency"]["n"] == 70
+    assert steps == step + 1 if step == 5 else steps > step
+    wait_until(lambda: left(board) == [])
+    assert not running(AGENT)
+
+
+def test_dspkd_itself_is_killed(board, artifact):
+    """Nobody is left to clean up, and the device does it all the same."""
+    words = ["bench", str(artifact), "--device", board.url, "--seconds", "120"]
+    process = subprocess.Popen([sys.executable, "-m", "dspkd", *words], stderr=subprocess.DEVNULL)
+    wait_until(lambda: running(AGENT), seconds=60)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not running(AGENT))
+    wait_until(lambda: left(board) == [])
+
+
+def kill(pids):
+    for pid in pids:
+        os.kill(pid, 9)
+
+
+def measure_with(board, model, rule):
+    with open_device(board.url) as device:
+        return measure_remote(device, [model], rule, threads=1)
 
 
 def sessions(board):
@@ -278,16 +315,11 @@ def sessions(board):
     return found
 
 
-def interrupt(board, model, how):
+def interrupt(board, model, command, how):
     kept = {}
-
-    def measure():
-        with open_device(board.url) as device:
-            kept["run"] = measure_remote(device, [model], ENDLESS, threads=1)
-
-    thread = threading.Thread(target=measure)
+    thread = threading.Thread(target=lambda: kept.update(run=measure_with(board, model, ENDLESS)))
     thread.start()
-    wait_until(lambda: running("agent.py spec.json"))
+    wait_until(lambda: running(command))
     time.sleep(3.0)
     how()
     thread.join(30)
@@ -350,15 +382,6 @@ def test_a_last_line_that_was_cut_is_left_out():
     assert read_events(start + '{"event": "new"}\n{"event": "end"}\n', "there").interrupted is None
     with pytest.raises(DeviceError, match="not of the agent"):
         read_events('{"event": "start", "protocol": 2}\n', "there")
-
-
-def test_the_agent_removes_no_folder_of_others(tmp_path, monkeypatch):
-    for name, there in (("dspkd.abc", False), ("home", True)):
-        folder = tmp_path / name
-        folder.mkdir()
-        monkeypatch.setattr(agent, "__file__", str(folder / "agent.py"))
-        agent._remove_own_folder()
-        assert folder.exists() is there
 
 
 # The command line ----------------------------------------------------------------------------------

@@ -1,19 +1,23 @@
 // The program that measures ExecuTorch programs on a device without Python, such as a phone.
 //
-//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N] [--input FILE.bin]
+//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N] [--input FILE.bin ...]
 //                  model1.pte [model2.pte ...]
 //
-// It prints events, one JSON object a line: start, loaded, failed, output, times, state, end. Exit 0: measured, or
-// ended by SIGTERM; 2: bad arguments; 4: no model could be run. `runner_build.py` compiles it against the headers and
-// libraries of the executorch wheel.
+// --input is the picture for all models, or is given once for each in their order. The program prints events, one JSON
+// object a line: start, busy, loaded, failed, output, times, state, end. Exit 0: measured, ended by SIGTERM, or busy; 2:
+// bad arguments; 4: no model could be run; 1: nobody reads any more. `runner_build.py` compiles it against the headers
+// and libraries of the executorch wheel.
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/platform/platform.h>
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -56,12 +60,13 @@ using executorch::extension::TensorPtr;
 using executorch::runtime::Error;
 using Clock = std::chrono::steady_clock;
 
+constexpr int kNobodyReads = 1;
 constexpr int kBadArguments = 2;
 constexpr int kNothingRan = 4;
 constexpr double kStateSeconds = 1.0;
 constexpr const char* kUsage =
     "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N]\n"
-    "                    [--input FILE.bin] model1.pte [model2.pte ...]\n";
+    "                    [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
 
 volatile std::sig_atomic_t stop_asked = 0;
 
@@ -115,8 +120,8 @@ std::string array(const std::vector<double>& values) {
 
 void say(const std::string& event, const std::string& members = "") {
   const std::string line = "{\"event\":" + quoted(event) + members + "}\n";
-  std::fwrite(line.data(), 1, line.size(), stdout);
-  std::fflush(stdout);
+  if (std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0) return;
+  _exit(kNobodyReads);
 }
 
 std::string member(const char* name, const std::string& json) { return std::string(",\"") + name + "\":" + json; }
@@ -241,7 +246,7 @@ struct Settings {
   long max_rounds = 2000;
   long warmup = 10;
   long threads = 1;
-  std::string input;
+  std::vector<std::string> inputs;
   std::vector<std::string> models;
 };
 
@@ -279,7 +284,7 @@ void set(Settings& settings, const std::string& name, const std::string& value) 
   } else if (name == "--threads") {
     settings.threads = count(name, value, 1);
   } else if (name == "--input") {
-    settings.input = value;
+    settings.inputs.push_back(value);
   } else {
     refuse("there is no " + name);
   }
@@ -298,6 +303,10 @@ Settings read_arguments(const std::vector<std::string>& words) {
     }
   }
   if (settings.models.empty()) refuse("no model is given");
+  if (settings.inputs.size() > 1 && settings.inputs.size() != settings.models.size()) {
+    refuse("--input is given " + std::to_string(settings.inputs.size()) + " times for " +
+           std::to_string(settings.models.size()) + " models");
+  }
   if (settings.min_rounds > settings.max_rounds) refuse("--min-rounds is above --max-rounds");
   return settings;
 }
@@ -469,10 +478,12 @@ std::string open_model(Model& model, size_t index, const std::optional<Picture>&
   return "";
 }
 
-std::vector<Subject> open_all(const Settings& settings, const std::optional<Picture>& given) {
+std::vector<Subject> open_all(const Settings& settings, const std::vector<Picture>& pictures) {
   std::vector<Subject> subjects;
   for (size_t index = 0; index < settings.models.size() && !stop_asked; ++index) {
     auto model = std::make_unique<Model>(settings.models[index]);
+    std::optional<Picture> given;
+    if (!pictures.empty()) given = pictures[pictures.size() == 1 ? 0 : index];
     const std::string fault = open_model(*model, index, given);
     if (fault.empty()) {
       subjects.push_back({index, std::move(model), {}, {}});
@@ -542,21 +553,36 @@ void catch_signals() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
+  // A lost connection shows as a hang-up or a broken pipe; `say` then ends the program.
+  action.sa_handler = SIG_IGN;
+  sigaction(SIGHUP, &action, nullptr);
+  sigaction(SIGPIPE, &action, nullptr);
+}
+
+// A lock on the folder that work folders lie in, the same as agent.py's, so that two measurements never share the
+// device. It leaves no file behind and goes with the process.
+bool have_the_device() {
+  const int folder = open("..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  return folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) == 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Settings settings = read_arguments({argv + 1, argv + argc});
-  std::optional<Picture> given;
-  if (!settings.input.empty()) given = read_picture(settings.input);
+  std::vector<Picture> pictures;
+  for (const auto& path : settings.inputs) pictures.push_back(read_picture(path));
   catch_signals();
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_errors, __FILE__));
   // XNNPACK takes the pool's size when a program is loaded.
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (pool) pool->_unsafe_reset_threadpool(static_cast<uint32_t>(settings.threads));
   say_start();
-  auto subjects = open_all(settings, given);
+  if (!have_the_device()) {
+    say("busy", member("message", quoted("another dspkd bench is running there")));
+    return 0;
+  }
+  auto subjects = open_all(settings, pictures);
   if (!subjects.empty()) measure(subjects, settings);
   say("end");
   return subjects.empty() && !stop_asked ? kNothingRan : 0;
