@@ -12,16 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = [
-    "IntervalRow",
-    "Point",
-    "Series",
-    "interval_chart",
-    "line_chart",
-    "log_ticks",
-    "nice_ticks",
-    "scatter_chart",
-]
+__all__ = ["Point", "Series", "line_chart", "log_ticks", "nice_ticks", "scatter_chart"]
 
 
 Box = tuple[float, float, float, float]
@@ -55,19 +46,6 @@ class Point:
     y: float
     weight: float
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IntervalRow:
-    """One line of the interval chart: a value with a narrow and, where it is known, a wide interval."""
-
-    label: str
-    role: str
-    value: float
-    narrow: tuple[float, float]
-    wide: tuple[float, float] | None
-    points: Sequence[float] = ()
-    """What the value is the mean of."""
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -240,43 +218,3 @@ def _place_label(
             return left, middle, box
     left = min(max(cx - length / 2, area[0]), area[2] - length)
     return left, cy - r - 9, (left, cy - r - 16, left + length, cy - r - 2)
-
-
-def interval_chart(rows: Sequence[IntervalRow], *, title: str, x_label: str) -> str:
-    """One row below the other: value, thick narrow and thin wide interval, small marks for the single points; zero is
-    marked.
-    """
-    if not rows:
-        return ""
-    width, row_height, top = 760, 28, 10
-    height = top + row_height * len(rows) + 44
-    ends = [v for r in rows for v in (*r.narrow, *(r.wide or ()), *r.points)]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    margin = 0.04 * ((high - low) or 1.0)
-    left = 24 + CHARACTER * max(len(r.label) for r in rows)
-    x = _Axis(low - margin, high + margin, min(left, 0.5 * width), width - 14)
-    bottom = height - 44.0
-    parts = [
-        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{top}" y2="{bottom:.1f}"/>'
-        f'<text class="tick" x="{x(t):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">{_number(t)}</text>'
-        for t in x.ticks
-    ]
-    parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top}" y2="{bottom:.1f}"/>')
-    for k, row in enumerate(rows):
-        y = top + row_height * (k + 0.5)
-        hint = f"{row.label}: {row.value:+.1f} [{row.narrow[0]:+.1f}, {row.narrow[1]:+.1f}]"
-        parts.append(f'<g class="{escape(row.role)}"><title>{escape(hint)}</title>')
-        parts.append(
-            f'<text class="row" x="{x.start - 12:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>'
-        )
-        for css, ends_of in (("wide-interval", row.wide), ("narrow-interval", row.narrow)):
-            if ends_of is not None:
-                a, b = (x(v) for v in ends_of)
-                parts.append(f'<line class="{css}" x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        for value in row.points:
-            parts.append(
-                f'<line class="point" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y + 5:.1f}" y2="{y + 10:.1f}"/>'
-            )
-        parts.append(f'<circle class="dot" cx="{x(row.value):.1f}" cy="{y:.1f}" r="4.2"/></g>')
-    parts.append(f'<text class="label" x="{x.end:.1f}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>')
-    return _svg(width, height, title, parts)

@@ -8,7 +8,8 @@ from typing import Any
 
 from dspkd.compare.tables import comparison_tables, how_to_read
 from dspkd.errors import MissingDependencyError
-from dspkd_bench.charts import IntervalRow, Series, interval_chart, line_chart
+from dspkd_bench.charts import Series, line_chart
+from dspkd_bench.interval_chart import IntervalRow, interval_chart
 
 __all__ = ["render_comparison"]
 

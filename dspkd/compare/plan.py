@@ -99,6 +99,8 @@ class MethodSpec(_Spec):
     """Where its knowledge comes from, as the paper's Table 2 has it: labels, logits, features, both."""
     stages: tuple[StageSpec, ...] = ()
     preset: str | None = None
+    lr: float | None = Field(default=None, gt=0.0)
+    """Peak learning rate of a preset, which its stages take their share of. None: that of [training.optimizer]."""
     budget: Literal["shared", "own"] = "shared"
     """own: as many epochs as its stages say, for controls that train longer. Marked in the tables."""
     tuned: str = ""
@@ -110,6 +112,8 @@ class MethodSpec(_Spec):
             raise ValueError("give `stages` or `preset`, one of the two")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        if self.stages and self.lr is not None:
+            raise ValueError("`lr` goes with `preset`; give each stage its `optimizer`")
         if self.budget == "own" and any(stage.epochs is None for stage in self.stages):
             raise ValueError('with budget = "own" every stage says its epochs')
         if self.budget == "own" and self.preset is not None:
@@ -220,7 +224,7 @@ class Plan:
         raise KeyError((method, student, teacher, seed))
 
     def has_teacher(self, method: str) -> bool:
-        return needs_teacher(self.comparison.methods[method])
+        return next(cell.teacher is not None for cell in self.cells if cell.method == method)
 
 
 def comparison_toml(comparison: Comparison) -> str:
@@ -250,12 +254,17 @@ def parse_comparison(values: Mapping[str, Any], *, origin: str) -> Comparison:
         raise ConfigError(f"{origin}: {where}{fault['msg'].removeprefix('Value error, ')}{got}") from error
 
 
-def needs_teacher(method: MethodSpec) -> bool:
+def _needs_teacher(stages: list[dict[str, Any]]) -> bool:
     from dspkd.distill import METHODS
 
-    return method.preset is not None or any(
-        METHODS[stage.method].needs_teacher for stage in method.stages if stage.method in METHODS
-    )
+    return any(stage["method"] in METHODS and METHODS[stage["method"]].needs_teacher for stage in stages)
+
+
+def _trains_student(method: str) -> bool:
+    """False for a stage that fits only the method's own layers: its epochs are no updates of the student."""
+    from dspkd.distill import METHODS
+
+    return method not in METHODS or getattr(METHODS[method], "trains_student", True)
 
 
 def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
@@ -269,12 +278,12 @@ def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
     recipes = {name: _stages(comparison, name, method, origin) for name, method in comparison.methods.items()}
     for seed in comparison.seeds:
         for student in comparison.students:
-            for name, method in comparison.methods.items():
-                teachers: list[str | None] = [*folders] if needs_teacher(method) else [None]
+            for name, stages in recipes.items():
+                teachers: list[str | None] = [*folders] if _needs_teacher(stages) else [None]
                 if not teachers:
                     raise ConfigError(f"{origin}: methods.{name} needs a teacher", hint="add a [teachers.NAME]")
                 for teacher in teachers:
-                    values = _student_values(comparison, student, folders.get(teacher or ""), recipes[name], seed)
+                    values = _student_values(comparison, student, folders.get(teacher or ""), stages, seed)
                     identity = "-".join([name, *([teacher] if teacher else []), student, f"seed{seed}"])
                     cells.append(
                         _cell(
@@ -284,8 +293,13 @@ def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
                         )
                     )  # fmt: skip
     _check_models(cells)
-    _check_baseline(comparison, origin)
-    return Plan(comparison, out, tuple(cells), folders)
+    plan = Plan(comparison, out, tuple(cells), folders)
+    if plan.has_teacher(comparison.compared_with[0]):
+        raise ConfigError(
+            f"{origin}: references: {comparison.compared_with[0]} has a teacher, so it is not the undistilled student",
+            hint="name the method that learns from labels alone first",
+        )
+    return plan
 
 
 def _check_models(cells: list[Cell]) -> None:
@@ -293,15 +307,6 @@ def _check_models(cells: list[Cell]) -> None:
 
     for model in dict.fromkeys(cell.config.model for cell in cells):
         Architecture(model)
-
-
-def _check_baseline(comparison: Comparison, origin: str) -> None:
-    baseline = comparison.compared_with[0]
-    if needs_teacher(comparison.methods[baseline]):
-        raise ConfigError(
-            f"{origin}: references: {baseline} has a teacher, so it is not the undistilled student",
-            hint="name the method that learns from labels alone first",
-        )
 
 
 def _teachers(comparison: Comparison, out: Path, origin: str) -> tuple[dict[str, Path], list[Cell]]:
@@ -360,29 +365,44 @@ def _shared_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def _stages(comparison: Comparison, name: str, method: MethodSpec, origin: str) -> list[dict[str, Any]]:
-    """The stages of one method with their epochs. Raises ConfigError if these are not the budget."""
+    """The stages of one method with their epochs. Raises ConfigError if those of the student are not the budget."""
     common = comparison.training.optimizer
     if method.preset is not None:
         # paper_literal has a rate of its own, as printed.
-        lr = None if method.preset == "paper_literal" else common.get("lr")
+        lr = method.lr or (None if method.preset == "paper_literal" else common.get("lr"))
         stages = dsp_kd_stages(method.preset, epochs=comparison.epochs, lr=lr)
         return [{**stage, "optimizer": {**common, **stage["optimizer"]}} for stage in stages]
-    epochs = _divide(comparison.epochs, [stage.epochs for stage in method.stages])
-    total = sum(epochs)
-    if method.budget == "shared" and (total != comparison.epochs or min(epochs) < 1):
+    counted = [_trains_student(stage.method) for stage in method.stages]
+    for stage, counts in zip(method.stages, counted, strict=True):
+        if not counts and stage.epochs is None:
+            raise ConfigError(
+                f"{origin}: methods.{name}: stage {stage.method} does not train the student, so it has no share of the "
+                "budget",
+                hint="say its epochs",
+            )
+    own = [stage.epochs for stage, counts in zip(method.stages, counted, strict=True) if counts]
+    shares = _divide(comparison.epochs, own)
+    if method.budget == "shared" and (sum(shares) != comparison.epochs or min(shares, default=0) < 1):
         raise ConfigError(
-            f"{origin}: methods.{name} has {total} epochs in {len(epochs)} stages, the budget is {comparison.epochs}",
+            f"{origin}: methods.{name} has {sum(shares)} epochs in {len(shares)} stages, the budget is "
+            f"{comparison.epochs}",
             hint='give every method the same budget; write budget = "own" for a control that trains longer',
         )
+    epochs = iter(shares)
     return [
         {
             "method": stage.method,
-            "epochs": count,
+            "epochs": next(epochs) if counts else stage.epochs,
             "settings": stage.settings,
             "optimizer": {**common, **stage.optimizer},
         }
-        for stage, count in zip(method.stages, epochs, strict=True)
+        for stage, counts in zip(method.stages, counted, strict=True)
     ]
+
+
+def student_epochs(config: RunConfig) -> int:
+    """Over all stages that train the student."""
+    return sum(stage.epochs for stage in config.stages if _trains_student(stage.method))
 
 
 def _divide(budget: int, given: list[int | None]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dspkd.compare.execution import is_finished, read_failures
-from dspkd.compare.plan import Cell, Plan
+from dspkd.compare.plan import Cell, Plan, student_epochs
 from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
 from dspkd.errors import DataError, DspkdError, OutputError
 from dspkd.student import StudentCard, is_student_dir, load_card
@@ -340,15 +340,15 @@ class _Collector:
 
     def _method(self, name: str) -> dict[str, Any]:
         spec = self.comparison.methods[name]
-        stages = next(cell.config.stages for cell in self.plan.cells if cell.method == name)
+        config = next(cell.config for cell in self.plan.cells if cell.method == name)
         return {
             "name": name,
             "label": spec.label or name,
             "source": spec.source,
             "tuned": spec.tuned,
             "own_budget": spec.budget == "own",
-            "epochs": sum(stage.epochs for stage in stages),
-            "stages": [stage.model_dump(mode="json", exclude_none=True) for stage in stages],
+            "epochs": student_epochs(config),
+            "stages": [stage.model_dump(mode="json", exclude_none=True) for stage in config.stages],
             "needs_teacher": self.plan.has_teacher(name),
         }
 

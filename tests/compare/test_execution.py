@@ -244,6 +244,14 @@ def test_an_interrupted_start_ends_the_cells_process(tmp_path, monkeypatch):
         assert lock is not None
 
 
+def test_what_a_process_said_last_is_its_error(tmp_path):
+    log = tmp_path / "log"
+    with execution._lock(tmp_path / "lock") as lock:
+        code = run_process(SimpleNamespace(words=["json.tool", str(tmp_path / "missing")]), lock, log)
+    assert code != 0
+    assert "No such file" in execution._describe_failure(code, log)
+
+
 def test_a_scheduler_that_terminates_it_is_heard():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended, _terminated_like_interrupted():

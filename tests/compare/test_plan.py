@@ -8,7 +8,7 @@ import pytest
 from fake_runs import comparison_values, plan_of
 
 from dspkd.compare.execution import write_recipes
-from dspkd.compare.plan import comparison_toml, parse_comparison
+from dspkd.compare.plan import comparison_toml, parse_comparison, student_epochs
 from dspkd.config import load_toml, parse_run_config
 from dspkd.distill import METHODS
 from dspkd.errors import ConfigError, ModelError, UsageError
@@ -104,6 +104,22 @@ def test_another_budget_is_refused(tmp_path, epochs):
     assert 'budget = "own"' in str(caught.value)
 
 
+def test_a_preset_takes_its_own_peak_rate(tmp_path):
+    plan = plan_of(changed(tmp_path, "methods.dsp_kd.lr", 0.02), tmp_path)
+    assert [s.optimizer.lr for s in plan.cell("dsp_kd", "small", "big", 0).config.stages] == [0.02, 0.005]
+
+
+def test_a_stage_that_does_not_train_the_student_is_no_part_of_its_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["hf_masked_generation"], "trains_student", False, raising=False)
+    stages = [{"method": "hf_masked_generation", "epochs": 9}, {"method": "norm_kd"}]
+    plan = plan_of(changed(tmp_path, "methods.norm_kd.stages", stages), tmp_path)
+    cell = plan.cell("norm_kd", "small", "big", 0)
+    assert [stage.epochs for stage in cell.config.stages] == [9, 2]
+    assert student_epochs(cell.config) == 2
+    with pytest.raises(ConfigError, match="does not train the student"):
+        plan_of(changed(tmp_path, "methods.norm_kd.stages", [{**stages[0], "epochs": None}, stages[1]]), tmp_path)
+
+
 def test_an_own_budget_is_allowed_where_it_is_said(tmp_path):
     method = {"budget": "own", "stages": [{"method": "cross_entropy", "epochs": 6}]}
     plan = plan_of(changed(tmp_path, "methods.long", method), tmp_path)
@@ -138,6 +154,7 @@ def test_an_own_budget_is_allowed_where_it_is_said(tmp_path):
         ("judge", "train", "judge"),
         ("epochs", 0, "epochs"),
         ("teachers", {}, "needs a teacher"),
+        ("methods.alone.lr", 0.1, "goes with `preset`"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_key(tmp_path, path, value, named):
