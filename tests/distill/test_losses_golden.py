@@ -7,13 +7,11 @@ from torch import nn
 
 from dspkd.distill.base import MethodContext, StepInputs
 from dspkd.distill.cross_entropy import CrossEntropy
+from dspkd.distill.generation import GenerationBlock, default_alpha, reconstruction_loss
 from dspkd.distill.hf_attention import channel_attention, hf_attention, hf_mask, spatial_energy
 from dspkd.distill.hf_masked_generation import (
-    GenerationBlock,
     HFMaskedGeneration,
     HFMaskedGenerationSettings,
-    default_alpha,
-    reconstruction_loss,
 )
 from dspkd.distill.norm_kd import NormKD, norm_kd_loss
 
