@@ -66,6 +66,11 @@ def test_phases_that_leave_the_student_alone_come_on_top():
     assert [s["epochs"] for s in preset_stages("fitted_hf", epochs=4)] == [1, 2, 2]
 
 
+def test_the_readme_names_every_preset():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in PRESETS if f"`{name}`" not in readme] == []
+
+
 def test_the_reversed_preset_has_the_same_stages():
     assert preset_stages("reversed") == preset_stages()[::-1]
 
