@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from dspkd.config import PRESETS, AugmentConfig, DataConfig, RunConfig, dsp_kd_stages, parse_run_config
+from dspkd.config import AugmentConfig, DataConfig, RunConfig, parse_run_config
 from dspkd.errors import ConfigError, UsageError
+from dspkd.presets import PRESETS, preset_stages
 
 __all__ = [
     "Cell",
@@ -92,7 +93,7 @@ class StageSpec(_Spec):
 
 
 class MethodSpec(_Spec):
-    """One row of the tables: stages, or the name of a preset of DSP-KD."""
+    """One row of the tables: the name of a preset (`dspkd.presets`), or stages."""
 
     label: str = ""
     source: str = ""
@@ -264,7 +265,7 @@ def _trains_student(method: str) -> bool:
     """False for a stage that fits only the method's own layers: its epochs are no updates of the student."""
     from dspkd.distill import METHODS
 
-    return method not in METHODS or getattr(METHODS[method], "trains_student", True)
+    return method not in METHODS or METHODS[method].trains_student
 
 
 def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
@@ -370,7 +371,10 @@ def _stages(comparison: Comparison, name: str, method: MethodSpec, origin: str) 
     if method.preset is not None:
         # paper_literal has a rate of its own, as printed.
         lr = method.lr or (None if method.preset == "paper_literal" else common.get("lr"))
-        stages = dsp_kd_stages(method.preset, epochs=comparison.epochs, lr=lr)
+        try:
+            stages = preset_stages(method.preset, epochs=comparison.epochs, lr=lr)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: methods.{name}: {error.message}", hint=error.hint) from error
         return [{**stage, "optimizer": {**common, **stage["optimizer"]}} for stage in stages]
     counted = [_trains_student(stage.method) for stage in method.stages]
     for stage, counts in zip(method.stages, counted, strict=True):
