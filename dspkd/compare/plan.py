@@ -52,6 +52,8 @@ class TrainingSpec(_Spec):
     augment: AugmentConfig | None = None
     optimizer: dict[str, Any] = {}
     """Of every stage that does not say otherwise."""
+    settings: dict[str, dict[str, Any]] = {}
+    """By the name of a stage's method, for every stage of that name that does not say otherwise."""
 
 
 class TeacherSpec(_Spec):
@@ -102,6 +104,8 @@ class MethodSpec(_Spec):
     preset: str | None = None
     lr: float | None = Field(default=None, gt=0.0)
     """Peak learning rate of a preset, which its stages take their share of. None: that of [training.optimizer]."""
+    settings: dict[str, dict[str, Any]] = {}
+    """Of a preset's stages, by the name of their method."""
     budget: Literal["shared", "own"] = "shared"
     """own: as many epochs as its stages say, for controls that train longer. Marked in the tables."""
     tuned: str = ""
@@ -113,8 +117,8 @@ class MethodSpec(_Spec):
             raise ValueError("give `stages` or `preset`, one of the two")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        if self.stages and self.lr is not None:
-            raise ValueError("`lr` goes with `preset`; give each stage its `optimizer`")
+        if self.stages and (self.lr is not None or self.settings):
+            raise ValueError("`lr` and `settings` go with `preset`; give each stage its own")
         if self.budget == "own" and any(stage.epochs is None for stage in self.stages):
             raise ValueError('with budget = "own" every stage says its epochs')
         if self.budget == "own" and self.preset is not None:
@@ -294,6 +298,9 @@ def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
                         )
                     )  # fmt: skip
     _check_models(cells)
+    used = {stage["method"] for stages in recipes.values() for stage in stages}
+    if unused := sorted(set(comparison.training.settings) - used):
+        raise ConfigError(f"{origin}: training.settings: no method has a stage {unused[0]}", hint="check its spelling")
     plan = Plan(comparison, out, tuple(cells), folders)
     if plan.has_teacher(comparison.compared_with[0]):
         raise ConfigError(
@@ -361,7 +368,7 @@ def _shared_values(comparison: Comparison) -> dict[str, Any]:
     if comparison.data.cache_dir is not None:
         data["cache_dir"] = str(comparison.data.cache_dir.resolve())
     training = comparison.training.model_dump(mode="json", exclude_none=True)
-    training.pop("optimizer")
+    del training["optimizer"], training["settings"]
     return {"data": data, **training}
 
 
@@ -375,7 +382,20 @@ def _stages(comparison: Comparison, name: str, method: MethodSpec, origin: str) 
             stages = preset_stages(method.preset, epochs=comparison.epochs, lr=lr)
         except ConfigError as error:
             raise ConfigError(f"{origin}: methods.{name}: {error.message}", hint=error.hint) from error
-        return [{**stage, "optimizer": {**common, **stage["optimizer"]}} for stage in stages]
+        if foreign := sorted(set(method.settings) - {stage["method"] for stage in stages}):
+            raise ConfigError(f"{origin}: methods.{name}.settings: preset {method.preset} has no stage {foreign[0]}")
+        return [
+            {
+                **stage,
+                "settings": {
+                    **comparison.training.settings.get(stage["method"], {}),
+                    **stage["settings"],
+                    **method.settings.get(stage["method"], {}),
+                },
+                "optimizer": {**common, **stage["optimizer"]},
+            }
+            for stage in stages
+        ]
     counted = [_trains_student(stage.method) for stage in method.stages]
     for stage, counts in zip(method.stages, counted, strict=True):
         if not counts and stage.epochs is None:
@@ -397,7 +417,7 @@ def _stages(comparison: Comparison, name: str, method: MethodSpec, origin: str) 
         {
             "method": stage.method,
             "epochs": next(epochs) if counts else stage.epochs,
-            "settings": stage.settings,
+            "settings": {**comparison.training.settings.get(stage.method, {}), **stage.settings},
             "optimizer": {**common, **stage.optimizer},
         }
         for stage, counts in zip(method.stages, counted, strict=True)

@@ -109,6 +109,22 @@ def test_a_preset_takes_its_own_peak_rate(tmp_path):
     assert [s.optimizer.lr for s in plan.cell("dsp_kd", "small", "big", 0).config.stages] == [0.02, 0.005]
 
 
+def test_settings_hold_for_stages_by_name_and_a_method_may_say_otherwise(tmp_path):
+    values = changed(
+        tmp_path, "training.settings", {"norm_kd": {"t_norm": 2.0}, "hf_masked_generation": {"alpha": 1.0}}
+    )
+    values["methods"]["other"] = {"preset": "default", "settings": {"norm_kd": {"t_norm": 1.5}}}
+    values["methods"]["norm_kd"]["stages"] = [{"method": "norm_kd", "settings": {"cross_entropy_weight": 0.5}}]
+    plan = plan_of(values, tmp_path)
+
+    def settings(method):
+        return [stage.settings for stage in plan.cell(method, "small", "big", 0).config.stages]
+
+    assert settings("dsp_kd") == [{"alpha": 1.0}, {"t_norm": 2.0}]
+    assert settings("other") == [{"alpha": 1.0}, {"t_norm": 1.5}]
+    assert settings("norm_kd") == [{"t_norm": 2.0, "cross_entropy_weight": 0.5}]
+
+
 def test_a_stage_that_does_not_train_the_student_is_no_part_of_its_budget(tmp_path):
     stages = [{"method": "ssd_head", "epochs": 9}, {"method": "ssd_kd"}]
     plan = plan_of(changed(tmp_path, "methods.norm_kd.stages", stages), tmp_path)
@@ -153,7 +169,13 @@ def test_an_own_budget_is_allowed_where_it_is_said(tmp_path):
         ("judge", "train", "judge"),
         ("epochs", 0, "epochs"),
         ("teachers", {}, "needs a teacher"),
-        ("methods.alone.lr", 0.1, "goes with `preset`"),
+        ("methods.alone.lr", 0.1, "go with `preset`"),
+        (
+            "methods.dsp_kd.settings",
+            {"mgd": {"alpha": 1.0}},
+            "methods.dsp_kd.settings: preset default has no stage mgd",
+        ),
+        ("training.settings", {"mgdd": {"alpha": 1.0}}, "training.settings: no method has a stage mgdd"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_key(tmp_path, path, value, named):
