@@ -1,7 +1,7 @@
 """Configuration: frozen pydantic models, read from TOML, changed by flags, saved resolved with every run.
 
 A run is a list of stages applied to one network. Fitting a teacher is one `cross_entropy` stage; DSP-KD is
-`[hf_masked_generation, norm_kd]`.
+`[hf_masked_generation, norm_kd]`. `dspkd.presets` has the stages of every method by name.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dspkd.errors import ConfigError
 
 __all__ = [
-    "PRESETS",
     "AugmentConfig",
     "DataConfig",
     "OptimizerConfig",
     "RunConfig",
     "StageConfig",
     "apply_overrides",
-    "dsp_kd_stages",
     "load_toml",
     "parse_run_config",
     "to_toml",
@@ -125,47 +123,22 @@ class RunConfig(_Frozen):
     def _methods_exist(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         from dspkd.distill import METHODS
 
+        before = None
         for index, stage in enumerate(stages):
             if stage.method not in METHODS:
                 raise ValueError(f"unknown method {stage.method!r}; known: {', '.join(METHODS)}")
             try:
-                METHODS[stage.method].Settings.model_validate(stage.settings)
+                settings = METHODS[stage.method].Settings.model_validate(stage.settings)
             except ValidationError as error:
                 # Left alone, pydantic would merge it into this list's own error and lose which stage it was.
                 fault = error.errors()[0]
                 key = ".".join(str(part) for part in (index, "settings", *fault["loc"]))
                 raise ValueError(f"{key}: {fault['msg']} (got {fault.get('input')!r})") from error
+            wanted = METHODS[stage.method].predecessor(settings)
+            if wanted not in (None, before):
+                raise ValueError(f"{index}: {stage.method} goes on from a stage {wanted}: put one right before it")
+            before = stage.method
         return stages
-
-
-PRESETS = ("default", "matched", "paper_literal")
-
-
-def dsp_kd_stages(
-    preset: str = "default", *, epochs: int | None = None, lr: float | None = None
-) -> list[dict[str, Any]]:
-    """The two stages of DSP-KD as plain data (every choice stands in DECISIONS.md).
-
-    default        120 + 120 epochs, CE in both stages, peak learning rate 0.01, then 0.0025
-    matched        60 + 60 epochs: the same number of updates as a student trained alone for 120
-    paper_literal  eq. 8 as printed (no CE in stage 2), learning rate 0.001 in both stages
-
-    `epochs` is the total over both stages, `lr` the peak rate of the first. The second has a quarter of it, since the
-    gradient of NormKD's loss is τ_t, about four, times that of cross-entropy; `paper_literal` has the same in both.
-    """
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}", hint=f"choose one of {', '.join(PRESETS)}")
-    total = epochs if epochs is not None else (120 if preset == "matched" else 240)
-    if total < 2:
-        raise ConfigError(f"{total} epochs cannot be divided over two stages", hint="give at least --epochs 2")
-    first = total // 2
-    peak = lr if lr is not None else (0.001 if preset == "paper_literal" else 0.01)
-    second_peak = peak if preset == "paper_literal" else peak / 4
-    second_settings = {"cross_entropy_weight": 0.0, "distillation_weight": 1.0} if preset == "paper_literal" else {}
-    return [
-        {"method": "hf_masked_generation", "epochs": first, "settings": {}, "optimizer": {"lr": peak}},
-        {"method": "norm_kd", "epochs": total - first, "settings": second_settings, "optimizer": {"lr": second_peak}},
-    ]
 
 
 def load_toml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["confusion_svg", "curves_svg"]
+__all__ = ["confusion_grid_svg", "confusion_svg", "curves_grid_svg", "curves_svg"]
 
 COLOURS = ("#0b7285", "#c2410c", "#5f3dc4", "#2b8a3e")
 
@@ -76,4 +76,70 @@ def confusion_svg(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> st
     axes.set_xticks(range(len(classes)), labels=classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), labels=classes)
     axes.set(xlabel="predicted", ylabel="truth")
+    return _svg(plt, figure)
+
+
+def _grid(plt: Any, count: int, width: float, height: float, columns: int = 4) -> tuple[Any, list[Any]]:
+    """A figure of `count` panels of `width` x `height` inches; places without one stay empty."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    panels = list(axes.flat)
+    for axis in panels[count:]:
+        axis.set_visible(False)
+    return figure, panels[:count]
+
+
+def curves_grid_svg(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str | None:
+    """Validation balanced accuracy per epoch, one panel for each name and one line for each of its runs (seeds).
+
+    `histories` maps a name to runs, each the lines of metrics.jsonl. The runs of the first name are drawn in every
+    panel, in grey, to compare with. A dotted line marks where a new stage begins.
+    """
+    plt = _pyplot()
+    if plt is None or not histories:
+        return None
+    figure, panels = _grid(plt, len(histories), 2.5, 1.9)
+    first = next(iter(histories))
+    for axes, (name, runs) in zip(panels, histories.items(), strict=True):
+        for lines in histories[first]:
+            axes.plot(*_validation(lines), color="#9aa1a9", linewidth=0.9)
+        for lines in runs if name != first else ():
+            axes.plot(*_validation(lines), color=COLOURS[0], linewidth=1.3)
+        for before, line in pairwise(runs[0]):
+            if line["stage"] != before["stage"]:
+                axes.axvline(line["global_epoch"] - 0.5, color=COLOURS[0], linestyle=":", linewidth=1)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.sharey(panels[0])
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("validation balanced accuracy", fontsize=9)
+    return _svg(plt, figure)
+
+
+def _validation(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
+    return [line["global_epoch"] for line in lines], [line["val"]["balanced_accuracy"] for line in lines]
+
+
+def confusion_grid_svg(classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]]) -> str | None:
+    """One confusion matrix for each name: rows are the truth, shades and numbers the share of the row in percent."""
+    plt = _pyplot()
+    if plt is None or not matrices:
+        return None
+    side = 1.0 + 0.26 * len(classes)
+    figure, panels = _grid(plt, len(matrices), side, side, columns=3)
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        shares = [[n / max(1, sum(row)) for n in row] for row in matrix]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for i, row in enumerate(shares):
+            for j, share in enumerate(row):
+                colour = "white" if share > 0.55 else "#222"
+                axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=6.5)
+        axes.set_xticks(range(len(classes)), labels=classes, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(classes)), labels=classes, fontsize=7)
+        axes.set_title(name, fontsize=9)
+    figure.supxlabel("predicted", fontsize=9)
+    figure.supylabel("truth", fontsize=9)
     return _svg(plt, figure)

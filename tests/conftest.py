@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_runs import tiny_config
 
-from dspkd.config import dsp_kd_stages
+from dspkd.presets import preset_stages
 from dspkd.train.run import run
 
 SHARED = Path(os.environ.get("DSPKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -67,7 +67,7 @@ def tiny_teacher(tiny_data, tmp_path_factory):
 def tiny_student(tiny_data, tiny_teacher, tmp_path_factory):
     """An uninterrupted distillation of 3 + 3 epochs."""
     out = tmp_path_factory.mktemp("student") / "run"
-    run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=dsp_kd_stages(epochs=6)))
+    run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=preset_stages(epochs=6)))
     return out
 
 

@@ -7,13 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 from dspkd.cli import app
-from dspkd.config import PRESETS, apply_overrides, dsp_kd_stages, load_toml, parse_run_config, to_toml
+from dspkd.config import apply_overrides, load_toml, parse_run_config, to_toml
+from dspkd.distill import METHODS
 from dspkd.errors import ConfigError, UsageError
+from dspkd.presets import PRESETS, preset_stages
 
 
 @pytest.fixture
 def values():
-    return {"model": "shufflenet_v2_x1_0", "data": {"root": "set"}, "out": "run", "stages": dsp_kd_stages()}
+    return {"model": "shufflenet_v2_x1_0", "data": {"root": "set"}, "out": "run", "stages": preset_stages()}
 
 
 def parsed(values):
@@ -29,7 +31,7 @@ def parsed(values):
     ],
 )
 def test_presets(values, preset, epochs, rates, weights):
-    first, second = parsed({**values, "stages": dsp_kd_stages(preset)}).stages
+    first, second = parsed({**values, "stages": preset_stages(preset)}).stages
     assert (first.method, second.method) == ("hf_masked_generation", "norm_kd")
     assert (first.epochs, second.epochs) == epochs
     assert (first.optimizer.lr, second.optimizer.lr) == rates
@@ -40,16 +42,67 @@ def test_presets(values, preset, epochs, rates, weights):
 
 
 def test_epochs_of_a_preset_are_the_total():
-    for preset in PRESETS:
-        assert [s["epochs"] for s in dsp_kd_stages(preset, epochs=7)] == [3, 4]
-    assert [s["optimizer"]["lr"] for s in dsp_kd_stages("paper_literal", lr=0.5)] == [0.5, 0.5]
+    for preset in ("default", "matched", "paper_literal"):
+        assert [s["epochs"] for s in preset_stages(preset, epochs=7)] == [3, 4]
+    assert [s["optimizer"]["lr"] for s in preset_stages("paper_literal", lr=0.5)] == [0.5, 0.5]
 
 
 def test_faulty_presets():
     with pytest.raises(ConfigError, match=r"unknown preset 'fast'.*default, matched, paper_literal"):
-        dsp_kd_stages("fast")
-    with pytest.raises(ConfigError, match="1 epochs cannot be divided over two stages"):
-        dsp_kd_stages(epochs=1)
+        preset_stages("fast")
+    with pytest.raises(ConfigError, match="1 epochs cannot be divided over the stages of default"):
+        preset_stages(epochs=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_trains_the_student_as_long_as_dsp_kd_does(values, preset):
+    stages = parsed({**values, "stages": preset_stages(preset)}).stages
+    expected = 120 if preset == "matched" else 240
+    assert sum(stage.epochs for stage in stages if METHODS[stage.method].trains_student) == expected
+
+
+def test_phases_that_leave_the_student_alone_come_on_top():
+    assert [(s["method"], s["epochs"]) for s in preset_stages("ssd_kd", epochs=10)] == [("ssd_head", 4), ("ssd_kd", 10)]
+    assert [s["epochs"] for s in preset_stages("fitted_hf", epochs=4)] == [1, 2, 2]
+
+
+def test_the_readme_names_every_preset():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in PRESETS if f"`{name}`" not in readme] == []
+
+
+def test_the_reversed_preset_has_the_same_stages():
+    assert preset_stages("reversed") == preset_stages()[::-1]
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([{"method": "ssd_kd", "epochs": 1}], "0: ssd_kd goes on from a stage ssd_head"),
+        (
+            [
+                {"method": "hf_fit", "epochs": 1},
+                {"method": "norm_kd", "epochs": 1},
+                {"method": "hf_masked_generation", "epochs": 1, "settings": {"hf": "fitted"}},
+            ],
+            "2: hf_masked_generation goes on from a stage hf_fit",
+        ),
+        (
+            [{"method": "dsp_kd_joint", "epochs": 1, "settings": {"hf_masked_generation": {"hf": "fitted"}}}],
+            "0: dsp_kd_joint goes on from a stage hf_fit",
+        ),
+    ],
+)
+def test_a_stage_without_its_predecessor_is_refused(values, stages, words):
+    with pytest.raises(ConfigError, match=words):
+        parsed({**values, "stages": stages})
+    parsed({**values, "stages": [{"method": "ssd_kd", "epochs": 1, "settings": {"similarity_weight": 0}}]})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_refuses_what_it_does_not_know(values, method):
+    with pytest.raises(ConfigError, match=r"settings\.temprature.*got 4"):
+        parsed({**values, "stages": [{"method": method, "epochs": 1, "settings": {"temprature": 4}}]})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 import dspkd
-from dspkd.cli import doctor, measuring, sharing, training, using
+from dspkd.cli import comparing, doctor, measuring, sharing, training, using
 from dspkd.errors import DspkdError
 
 __all__ = ["app", "main"]
@@ -45,6 +45,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "demo": training.demo,
     "train": training.train,
     "distill": training.distill,
+    "compare": comparing.compare,
     "eval": using.evaluate,
     "predict": using.predict,
     "export": sharing.export,

@@ -205,9 +205,9 @@ def _cross_entropy(epochs: int) -> dict[str, Any]:
 
 
 def _dsp_kd() -> list[dict[str, Any]]:
-    from dspkd.config import dsp_kd_stages
+    from dspkd.presets import preset_stages
 
-    first, second = dsp_kd_stages(lr=LR)
+    first, second = preset_stages(lr=LR)
     return [
         first | {"epochs": STUDENT_EPOCHS[0], "settings": {"generator_width": 128}},
         # Stage 2 is short here; more weight on the labels keeps it from undoing stage 1.

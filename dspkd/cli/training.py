@@ -94,9 +94,11 @@ def distill(
     stage: str | None = typer.Option(
         None, "--stage", help="qat: one more short stage on a finished student, with the rounding of eight bits."
     ),
-    preset: str | None = typer.Option(None, "--preset", help="default, matched or paper_literal; see the README."),
+    preset: str | None = typer.Option(
+        None, "--preset", help="DSP-KD or another method or reading by name; see the README. [default: default]"
+    ),
     epochs: int | None = typer.Option(
-        None, "--epochs", help="Epochs over both stages together. [default: 240, matched 120]", min=2
+        None, "--epochs", help="Epochs of the student over all stages together. [default: 240, matched 120]", min=2
     ),
     weights: Path | None = WEIGHTS,
     pretrained: bool = PRETRAINED,
@@ -120,7 +122,8 @@ def distill(
     resume: bool = RESUME,
     as_json: bool = JSON,
 ) -> None:
-    """Distil a teacher into a student in two stages (DSP-KD): masked features, then normalised logits.
+    """Distil a teacher into a student in two stages (DSP-KD): masked features, then normalised logits. --preset names
+    other methods.
 
     Needs labelled images (--data) and a fitted teacher (--teacher, or --teacher-model to fit one first). Writes the run
     folder --out, which is also the student folder that `dspkd export` takes: model.safetensors, student.json,
@@ -156,9 +159,9 @@ def distill(
         values["pretrained"] = True
     asked = preset is not None or (config is None and (epochs is not None or lr is not None))
     if asked or "stages" not in values:
-        from dspkd.config import dsp_kd_stages
+        from dspkd.presets import preset_stages
 
-        values["stages"] = dsp_kd_stages(preset or "default", epochs=epochs, lr=lr)
+        values["stages"] = preset_stages(preset or "default", epochs=epochs, lr=lr)
     elif epochs is not None or lr is not None:
         raise UsageError(
             "--epochs and --lr belong to a preset, but the stages come from the configuration",

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-__all__ = ["Method", "MethodContext", "Settings", "StepInputs"]
+__all__ = ["Method", "MethodContext", "Settings", "StepInputs", "class_weights", "submodule_state"]
 
 
 class Settings(BaseModel):
@@ -20,26 +21,31 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class MethodContext:
-    """What a method may know of the two networks before it builds its auxiliary layers.
+    """What a method may know of the two networks and of the data before it builds its auxiliary layers.
 
     Shapes are (C, H, W) of one image's map at the training size. `*_levels` are the layer names at strides 4, 8, 16 and
-    32; `*_final` is the last map before pooling. The teacher's entries are empty for a method without a teacher.
+    32; `*_final` is the last map before pooling. Both networks' entries are empty for a method on logits, and the
+    teacher's for a method without a teacher.
     """
 
     num_classes: int
-    student_final: str
-    student_shapes: Mapping[str, tuple[int, int, int]]
+    student_final: str = ""
+    student_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     teacher_name: str = ""
     teacher_levels: tuple[str, ...] = ()
     teacher_final: str = ""
     teacher_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    student_levels: tuple[str, ...] = ()
+    class_shares: tuple[float, ...] = ()
+    """Share of each class in what training draws. Empty: not known, taken as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One batch as a method sees it. Logits are (B, K); maps are (B, C, H, W) by layer name; labels are (B,) int64.
+    """One batch as a method sees it. Logits are (V, K); maps are (V, C, H, W) by layer name; labels are (B,) int64.
 
-    Nothing of the teacher carries a gradient.
+    V = B unless the method makes several `views` of each image. Nothing of the teacher carries a gradient, except for a
+    method with `teacher_learns`; nothing of the student does for one without `trains_student`.
     """
 
     labels: Tensor
@@ -47,6 +53,8 @@ class StepInputs:
     student_maps: Mapping[str, Tensor]
     teacher_logits: Tensor | None = None
     teacher_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
+    """Share of the stage's steps that lie behind, from 0 up to but without 1."""
 
 
 class Method(nn.Module):
@@ -60,6 +68,10 @@ class Method(nn.Module):
     needs_teacher: ClassVar[bool] = True
     needs_maps: ClassVar[bool] = True
     """False for a method on logits alone: any classifier will do, also one without feature maps."""
+    teacher_learns: ClassVar[bool] = False
+    """True for mutual learning: a copy of the teacher is trained beside the student, and takes the teacher's place."""
+    trains_student: ClassVar[bool] = True
+    """False for a stage that fits only the method's own layers, on the teacher. The student stays as it is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,5 +83,34 @@ class Method(nn.Module):
         """Make the method for one pair of networks. Auxiliary layers are initialised from torch's global generator."""
         raise NotImplementedError
 
+    @classmethod
+    def predecessor(cls, settings: Any) -> str | None:
+        """The method whose stage has to come right before this one, because this one goes on with its layers."""
+        return None
+
+    def inherit(self, state: Mapping[str, Tensor]) -> None:
+        """Take over layers from the state dict of the predecessor's method. Called only if there is a predecessor."""
+        raise NotImplementedError
+
+    def views(self, images: Tensor) -> Tensor:
+        """What both networks see of (B, 3, H, W): (V, 3, H, W), V a multiple of B. By default the images themselves."""
+        return images
+
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         raise NotImplementedError
+
+
+def submodule_state(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The part of a state dict that belongs to the submodule `name`, with its own keys."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def class_weights(shares: tuple[float, ...]) -> Tensor | None:
+    """(K,) weights 1 / share for a class-weighted cross-entropy; None if the classes are drawn equally often.
+
+    `functional.cross_entropy` divides by the sum of the weights it used, so equal weights are no weights.
+    """
+    if len(set(shares)) <= 1:
+        return None
+    # A class that is never drawn gets any finite weight.
+    return torch.tensor([1.0 / share if share > 0 else 0.0 for share in shares])

@@ -1,8 +1,9 @@
 """Hierarchical fusion (HF): where the teacher looks, fused from four of its levels (paper section 3.2.2, figure 3,
 eq. 3).
 
-This is the parameter-free reading. The mask is a hard threshold, which lets no gradient pass, so convolutions inside it
-could never learn from the distillation loss; they would stay at their random initial values (DECISIONS.md, reading 2).
+This is the parameter-free reading; `hf_convolutional` has the other. The mask is a hard threshold, which lets no
+gradient pass, so convolutions inside it could never learn from the distillation loss; they would stay at their random
+initial values (DECISIONS.md, reading 2).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["channel_attention", "hf_attention", "hf_mask", "spatial_energy"]
+__all__ = ["channel_attention", "hf_attention", "hf_mask", "shuffled_mask", "spatial_energy"]
 
 CHANNEL_TEMPERATURE = 0.5
 
@@ -69,3 +70,14 @@ def hf_mask(
     mask = torch.ones_like(flat)
     mask.scatter_(1, flat.argsort(dim=1, descending=True, stable=True)[:, :count], 0.0)
     return mask.view_as(attention)
+
+
+@torch.no_grad()
+def shuffled_mask(mask: Tensor) -> Tensor:
+    """As many places of each image hidden as in `mask` (B, 1, H, W), at random ones: the control for where HF looks.
+
+    The places are drawn on the CPU, whose generator a checkpoint keeps.
+    """
+    flat = mask.flatten(1)
+    order = torch.rand(flat.shape).argsort(dim=1).to(mask.device)
+    return flat.gather(1, order).view_as(mask)

@@ -1,53 +1,26 @@
 """Stage 1 of DSP-KD: hide the places that matter to the teacher, and let the student rebuild the teacher's map.
 
-Paper section 3.2, equations 3 to 5; the generation block and α follow MGD (ECCV 2022) with GELU for ReLU.
+Paper section 3.2, equations 3 to 5; the generation block and α follow MGD (ECCV 2022) with GELU for ReLU. Where the
+paper can be read in several ways a setting chooses, and the default is the reading that DECISIONS.md gives reasons for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
-from dspkd.distill.hf_attention import hf_attention, hf_mask
+from dspkd.distill.base import Method, MethodContext, Settings, StepInputs, submodule_state
+from dspkd.distill.features import layer_normalised, needs_normalising, resized
+from dspkd.distill.generation import GenerationBlock, default_alpha, reconstruction_loss
+from dspkd.distill.hf_attention import hf_attention, hf_mask, shuffled_mask
+from dspkd.distill.hf_convolutional import ConvolutionalHF
 
-__all__ = ["GenerationBlock", "HFMaskedGeneration", "default_alpha", "reconstruction_loss"]
-
-MGD_ALPHA = 7e-5
-MGD_MAP_ELEMENTS = 512 * 7 * 7
-
-
-def default_alpha(channels: int, height: int, width: int) -> float:
-    """α = 7e-5 · 512·49 / (C_t H W): MGD's published weight, for which its sum over a 512x7x7 map was tuned, at
-    any size.
-    """
-    return MGD_ALPHA * MGD_MAP_ELEMENTS / (channels * height * width)
-
-
-def reconstruction_loss(rebuilt: Tensor, target: Tensor) -> Tensor:
-    """(1/B) Σ_{c,h,w} (Y - F_T)² of two (B, C, H, W) maps, summed in float32: 100,000 squares overflow half
-    precision.
-    """
-    return (rebuilt.float() - target.float()).square().sum() / target.shape[0]
-
-
-class GenerationBlock(nn.Sequential):
-    """ξ_Conv of eq. 4: 3x3 convolution, GELU, 3x3 convolution (figure 4); (B, C, H, W) -> (B, C, H, W).
-
-    `width` narrows the layer between the two convolutions; None keeps it at C as published.
-    """
-
-    def __init__(self, channels: int, width: int | None = None) -> None:
-        inner = width or channels
-        super().__init__(
-            nn.Conv2d(channels, inner, kernel_size=3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(inner, channels, kernel_size=3, padding=1),
-        )
+__all__ = ["HFMaskedGeneration", "HFMaskedGenerationSettings"]
 
 
 class HFMaskedGenerationSettings(Settings):
@@ -55,9 +28,16 @@ class HFMaskedGenerationSettings(Settings):
 
     alpha: float | None = Field(default=None, ge=0.0)
     """None: `default_alpha` of the teacher's map."""
+    mask: Literal["hf", "random", "none"] = "hf"
+    """random: as many places of each image as the HF mask would hide, chosen blindly; none: nothing is hidden. Both are
+    controls for what the HF mask contributes.
+    """
+    hf: Literal["parameter_free", "fitted", "random_frozen"] = "parameter_free"
+    """fitted: with 1x1 convolutions, fitted by a stage `hf_fit` right before; random_frozen: the same, never fitted."""
     threshold: float = 1.0
     hide: Literal["important", "unimportant"] = "important"
     hidden_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Hide exactly this share of each image's places instead of those above the threshold."""
     generator_width: int | None = Field(default=None, ge=1)
     mimic_weight: float = Field(default=0.0, ge=0.0)
     cross_entropy_weight: float = Field(default=1.0, ge=0.0)
@@ -65,6 +45,12 @@ class HFMaskedGenerationSettings(Settings):
     """Layer-normalise the teacher's map over its channels. None: only for ConvNeXt, whose raw map has a few huge
     channels.
     """
+
+    @model_validator(mode="after")
+    def _hf_is_used(self) -> HFMaskedGenerationSettings:
+        if self.mask == "none" and (self.hf != "parameter_free" or self.hidden_fraction is not None):
+            raise ValueError('hf and hidden_fraction have no effect with mask = "none"')
+        return self
 
 
 class HFMaskedGeneration(Method):
@@ -78,41 +64,54 @@ class HFMaskedGeneration(Method):
         channels, height, width = context.teacher_shapes[context.teacher_final]
         self.settings = settings
         self.alpha = settings.alpha if settings.alpha is not None else default_alpha(channels, height, width)
-        self.normalise_target = (
-            settings.normalise_target if settings.normalise_target is not None else "convnext" in context.teacher_name
-        )
-        self.levels = context.teacher_levels
+        self.normalise_target = needs_normalising(context.teacher_name, settings.normalise_target)
+        self.levels = context.teacher_levels if settings.mask != "none" else ()
         self.student_final, self.teacher_final = context.student_final, context.teacher_final
         self.student_taps = (context.student_final,)
-        self.teacher_taps = (*context.teacher_levels, context.teacher_final)
+        self.teacher_taps = (*self.levels, context.teacher_final)
         self.align = nn.Conv2d(student_channels, channels, kernel_size=1)
         self.generation = GenerationBlock(channels, settings.generator_width)
+        self.hf: ConvolutionalHF | None = None
+        if settings.hf != "parameter_free":
+            widths = [context.teacher_shapes[level][0] for level in self.levels]
+            self.hf = ConvolutionalHF(widths).requires_grad_(False)
 
     @classmethod
     def build(cls, settings: Any, context: MethodContext) -> HFMaskedGeneration:
         return cls(settings, context)
 
+    @classmethod
+    def predecessor(cls, settings: Any) -> str | None:
+        return "hf_fit" if settings.hf == "fitted" else None
+
+    def inherit(self, state: Mapping[str, Tensor]) -> None:
+        assert self.hf is not None
+        self.hf.load_state_dict(submodule_state(state, "hf"))
+
     @torch.no_grad()
-    def mask(self, teacher_maps: Any) -> Tensor:
-        """M^HF of a batch at the size of the teacher's final map, (B, 1, H, W)."""
-        size = teacher_maps[self.teacher_final].shape[2:]
-        attention = hf_attention([teacher_maps[level] for level in self.levels], (size[0], size[1]))
-        return hf_mask(
-            attention,
+    def mask(self, teacher_maps: Mapping[str, Tensor]) -> Tensor:
+        """M^HF of a batch at the size of the teacher's final map, (B, 1, H, W) (eq. 3)."""
+        target = teacher_maps[self.teacher_final]
+        size = (target.shape[2], target.shape[3])
+        if self.settings.mask == "none":
+            return target.new_ones((target.shape[0], 1, *size))
+        levels = [teacher_maps[level] for level in self.levels]
+        mask = hf_mask(
+            self.hf(levels, size) if self.hf is not None else hf_attention(levels, size),
             threshold=self.settings.threshold,
             hide=self.settings.hide,
             hidden_fraction=self.settings.hidden_fraction,
         )
+        return shuffled_mask(mask) if self.settings.mask == "random" else mask
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         target = inputs.teacher_maps[self.teacher_final]
-        if self.normalise_target:
-            target = functional.layer_norm(target.float().movedim(1, -1), target.shape[1:2]).movedim(-1, 1)
-        aligned = self.align(inputs.student_maps[self.student_final])
-        if aligned.shape[2:] != target.shape[2:]:
-            aligned = functional.interpolate(aligned, size=target.shape[2:], mode="bilinear", align_corners=False)
         mask = self.mask(inputs.teacher_maps)
-        rebuilt = reconstruction_loss(self.generation(aligned * mask.to(aligned.dtype)), target)
+        if self.normalise_target:
+            target = layer_normalised(target)
+        aligned = resized(self.align(inputs.student_maps[self.student_final]), like=target)  # f_adapt of eq. 1
+        generated = self.generation(aligned * mask.to(aligned.dtype))  # G of eq. 4
+        rebuilt = reconstruction_loss(generated, target)  # the sum of eq. 5
         cross_entropy = functional.cross_entropy(inputs.student_logits.float(), inputs.labels)
         loss = self.settings.cross_entropy_weight * cross_entropy + self.alpha * rebuilt
         terms = {

@@ -1,7 +1,8 @@
 """Networks by name: any timm or torchvision classifier, each with the names of the layers that give its feature maps.
 
-timm has no ShuffleNetV2, so the students come from torchvision; the teachers come from timm. A name that both know
-(`convnext_base`, say) is timm's; write `timm/NAME` or `torchvision/NAME` to choose.
+timm has no ShuffleNetV2, so the students come from torchvision; the teachers come from timm; ShuffleNetV1, which
+neither has, is dspkd's own. A name that both know (`convnext_base`, say) is timm's; write `timm/NAME` or
+`torchvision/NAME` to choose.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dspkd.errors import ModelError
+from dspkd.models.shufflenet_v1 import shufflenet_v1_g3, wide_shufflenet
 from dspkd.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 __all__ = ["Architecture", "check_takes", "create_model", "pretrained_preprocess"]
@@ -30,9 +32,16 @@ class LayerNames:
     final: str
 
 
+_OWN = {"shufflenet_v1_g3": shufflenet_v1_g3, "wide_shufflenet": wide_shufflenet}
+_SHUFFLENET_V1 = LayerNames(
+    ("features.init_block", "features.stage1", "features.stage2", "features.stage3"), "features.stage3"
+)
+
 # Where distillation attaches. A family is recognised by how its name starts; the longest match wins. Families that
 # are not listed are found by `discover_layers`.
 _KNOWN_LAYERS = {
+    "dspkd/shufflenet_v1_g3": _SHUFFLENET_V1,
+    "dspkd/wide_shufflenet": _SHUFFLENET_V1,
     "torchvision/shufflenet_v2": LayerNames(("maxpool", "stage2", "stage3", "stage4"), "conv5"),
     "torchvision/mobilenet_v2": LayerNames(("features.3", "features.6", "features.13", "features.17"), "features.18"),
     "timm/res2net": LayerNames(("layer1", "layer2", "layer3", "layer4"), "layer4"),
@@ -63,6 +72,8 @@ class Architecture:
         generator.
         """
         try:
+            if self.library == "dspkd":
+                return self._build_own(num_classes, pretrained)
             if self.library == "timm":
                 import timm
 
@@ -75,6 +86,14 @@ class Architecture:
                 f"pretrained weights of {self.short_name} cannot be downloaded here: {error}",
                 hint="give the weights as a file with --weights PATH, or train from scratch",
             ) from error
+
+    def _build_own(self, num_classes: int, pretrained: bool) -> nn.Module:
+        if pretrained:
+            raise ModelError(
+                f"there are no pretrained weights of {self.short_name} to download",
+                hint="give a file with --weights PATH (shufflenet_v1_g3 takes those of pytorchcv's shufflenet_g3_w1)",
+            )
+        return _OWN[self.short_name](num_classes)
 
     def _build_torchvision(self, num_classes: int, pretrained: bool) -> nn.Module:
         import torchvision
@@ -137,7 +156,9 @@ def _resolve(name: str) -> tuple[str, str]:
         return "timm", short
     if library in ("", "torchvision") and short in torchvision_names:
         return "torchvision", short
-    known = set(torchvision_names) | set(timm.list_models())
+    if library in ("", "dspkd") and short in _OWN:
+        return "dspkd", short
+    known = set(torchvision_names) | set(timm.list_models()) | set(_OWN)
     close = difflib.get_close_matches(short, sorted(known), n=3)
     raise ModelError(
         f"unknown model {name!r}",

@@ -13,7 +13,7 @@ from dspkd.fileio import atomic_file
 
 __all__ = ["CHECKPOINT_VERSION", "read_checkpoint", "write_checkpoint"]
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

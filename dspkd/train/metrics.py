@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bootstrap_intervals", "calibration", "calibration_errors", "confusion_matrix", "summarise"]
+__all__ = [
+    "bootstrap_intervals",
+    "calibration",
+    "calibration_errors",
+    "confusion_matrix",
+    "headline_metrics",
+    "lesion_draws",
+    "per_class_metrics",
+    "summarise",
+    "weighted_confusions",
+    "weighted_headline",
+]
 
 CALIBRATION_BINS = 15
 
@@ -32,7 +43,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 0)
 
 
-def _per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
+def per_class_metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays (..., K) from confusion matrices (..., K, K)."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
     support, predicted = matrix.sum(-1).astype(float), matrix.sum(-2).astype(float)
@@ -47,8 +58,9 @@ def _per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _headline(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    per_class = _per_class(matrix)
+def headline_metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays (...) from confusion matrices (..., K, K)."""
+    per_class = per_class_metrics(matrix)
     present = per_class["support"] > 0
     count = np.maximum(present.sum(-1), 1)
 
@@ -75,17 +87,24 @@ def lesion_draws(groups: Sequence[str], repetitions: int, *, seed: int = 0) -> t
     return group_index, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repetitions)
 
 
-def weighted_headline(
+def weighted_confusions(
     labels: np.ndarray, predictions: np.ndarray, group_index: np.ndarray, weights: np.ndarray, num_classes: int
-) -> dict[str, np.ndarray]:
-    """The headline metrics, each (R,), for each row of `weights` (R, G): how often each lesion counts.
+) -> np.ndarray:
+    """Confusion matrices (R, K, K), one for each row of `weights` (R, G): how often each lesion counts.
 
     labels, predictions and group_index are (N,).
     """
     per_group = np.zeros((weights.shape[1], num_classes * num_classes), dtype=np.float32)
     np.add.at(per_group, (group_index, np.asarray(labels) * num_classes + np.asarray(predictions)), 1)
-    matrices = (weights.astype(np.float32) @ per_group).reshape(len(weights), num_classes, num_classes)
-    return _headline(np.rint(matrices))
+    matrices = (weights.astype(np.float32, copy=False) @ per_group).reshape(len(weights), num_classes, num_classes)
+    return np.rint(matrices)
+
+
+def weighted_headline(
+    labels: np.ndarray, predictions: np.ndarray, group_index: np.ndarray, weights: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
+    """The headline metrics of `weighted_confusions`, each (R,)."""
+    return headline_metrics(weighted_confusions(labels, predictions, group_index, weights, num_classes))
 
 
 def bootstrap_intervals(
@@ -159,11 +178,11 @@ def summarise(
     """
     predictions = np.asarray(probabilities).argmax(1)
     matrix = confusion_matrix(labels, predictions, len(classes))
-    per_class = _per_class(matrix)
+    per_class = per_class_metrics(matrix)
     picked = np.clip(np.asarray(probabilities)[np.arange(len(labels)), labels], 1e-12, None)
     summary: dict[str, Any] = {
         "n": len(labels),
-        **{name: float(value) for name, value in _headline(matrix).items()},
+        **{name: float(value) for name, value in headline_metrics(matrix).items()},
         "loss": float(-np.log(picked).mean()),
         "per_class": {
             name: {

@@ -138,6 +138,7 @@ class _Run:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.history: list[dict[str, Any]] = []
         self.position = _Position()
+        self.handed_on: dict[str, torch.Tensor] = {}
 
     def _prepare(self) -> PreparedData:
         classes = self.teacher.card.classes if self.teacher else None
@@ -198,8 +199,12 @@ class _Run:
             config.size,
             self.teacher,
             maps=method_class.needs_maps,
+            class_shares=self._class_shares(),
         )
-        method = method_class.build(method_class.Settings.model_validate(stage.settings), context)
+        settings = method_class.Settings.model_validate(stage.settings)
+        method = method_class.build(settings, context)
+        if method_class.predecessor(settings) is not None and resumed is None:
+            method.inherit(self.handed_on)
         task = StageTask(model, self.preprocess, method, self.teacher, memory_format=self.memory_format)
         trainable = [p for p in task.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
@@ -210,8 +215,8 @@ class _Run:
         )
         if resumed is None:
             self.position = _Position(stage=index)
-        elif self.position.epoch < stage.epochs:
-            method.load_state_dict(resumed["method"])
+        else:
+            task.load_auxiliary_state(resumed["auxiliary"])
         wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
         task.place_teacher(fabric.device)
         if resumed is not None and self.position.epoch < stage.epochs:
@@ -235,12 +240,20 @@ class _Run:
                 record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader)
                 validation = self._evaluate(model, "val", intervals=False)
                 record["val"] = {k: validation[k] for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
-                self._end_epoch(index, epoch, record, model, method, optimizer)
+                self._end_epoch(index, epoch, record, model, task, optimizer)
         finally:
             task.close()
+        self.handed_on = {key: value.cpu() for key, value in method.state_dict().items()}
         # The next stage looks at both networks on the CPU before it begins.
         model.to("cpu")
         task.place_teacher(torch.device("cpu"))
+
+    def _class_shares(self) -> tuple[float, ...]:
+        """How often `BalancedSampler` draws each class."""
+        labels = self.data.table.labels[self.data.part("train")]
+        counts = np.bincount(labels, minlength=len(self.classes))
+        weights = np.where(counts > 0, counts ** (1.0 - self.config.data.balance), 0.0)
+        return tuple(float(share) for share in weights / weights.sum())
 
     def _train_epoch(self, stage: StageConfig, epoch: int, task: Any, optimizer: Any, loader: Any) -> dict[str, Any]:
         task.train()
@@ -253,7 +266,7 @@ class _Run:
                 group["lr"] = rate
             pixels, labels = pixels.to(self.fabric.device), labels.to(self.fabric.device)
             optimizer.zero_grad(set_to_none=True)
-            losses = task(pixels, labels)
+            losses = task(pixels, labels, (epoch * steps + step) / (stage.epochs * steps))
             self.fabric.backward(losses["loss"])
             if stage.optimizer.gradient_clip is not None:
                 self.fabric.clip_gradients(task, optimizer, max_norm=stage.optimizer.gradient_clip)
@@ -299,7 +312,7 @@ class _Run:
         epoch: int,
         record: dict[str, Any],
         model: nn.Module,
-        method: nn.Module,
+        task: StageTask,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         out, stage = self.config.out, self.config.stages[index]
@@ -317,7 +330,7 @@ class _Run:
             out / LAST,
             {
                 "student": student,
-                "method": method.state_dict(),
+                "auxiliary": task.auxiliary_state(),
                 "optimizer": optimizer.state_dict(),
                 "rng": torch.get_rng_state(),
                 "history": json.dumps(self.history),
@@ -365,7 +378,8 @@ class _Run:
         return self.position.best_epoch if self.config.select == "best" else self.config.stages[-1].epochs
 
     def _role(self) -> Literal["baseline", "student"]:
-        return "student" if self.teacher is not None else "baseline"
+        distilled = any(METHODS[stage.method].needs_teacher for stage in self.config.stages)
+        return "student" if distilled else "baseline"
 
     def _describe_teacher(self) -> dict[str, Any] | None:
         if self.teacher is None:

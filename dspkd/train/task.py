@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,7 @@ class StageTask(nn.Module):
 
     The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is
     held outside the module tree, so that no optimiser, checkpoint or data-parallel wrapper takes it for something to
-    train.
+    train. For a method with `teacher_learns` a copy of it, `peer`, stands in the tree instead, and is trained.
     """
 
     def __init__(
@@ -53,26 +56,57 @@ class StageTask(nn.Module):
         self._memory_format = memory_format
         self.normalise = Normalise(preprocess)
         self._taps = FeatureTaps(student, method.student_taps)
-        self._teacher = [teacher.model.eval().requires_grad_(False)] if teacher and method.needs_teacher else []
-        self._teacher_normalise = [Normalise(teacher.card.preprocess)] if self._teacher and teacher else []
-        self._teacher_taps = [FeatureTaps(model, method.teacher_taps) for model in self._teacher]
+        self.peer: nn.Module | None = None
+        self._teacher: list[nn.Module] = []
+        self._teacher_normalise: list[Normalise] = []
+        self._teacher_taps: list[FeatureTaps] = []
+        if teacher is not None and method.needs_teacher:
+            self._attach(teacher)
+
+    def _attach(self, teacher: Student) -> None:
+        if self.method.teacher_learns:
+            peer = copy.deepcopy(teacher.model).requires_grad_(True)
+            self.peer = peer.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        else:
+            self._teacher = [teacher.model.eval().requires_grad_(False)]
+        self._teacher_normalise = [Normalise(teacher.card.preprocess)]
+        self._teacher_taps = [FeatureTaps(self._running_teacher(), self.method.teacher_taps)]
+
+    def _running_teacher(self) -> nn.Module:
+        return self.peer if self.peer is not None else self._teacher[0]
 
     def place_teacher(self, device: torch.device) -> None:
         for module in (*self._teacher, *self._teacher_normalise):
             module.to(device=device, memory_format=self._memory_format)  # type: ignore[call-overload]
+
+    def train(self, mode: bool = True) -> StageTask:
+        super().train(mode)
+        if not self.method.trains_student:
+            self.student.eval()
+        return self
+
+    def auxiliary_state(self) -> dict[str, Tensor]:
+        """The state of everything that is trained beside the student: the method's layers and the peer."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+
+    def load_auxiliary_state(self, state: dict[str, Tensor]) -> None:
+        own = {f"student.{key}": value for key, value in self.student.state_dict().items()}
+        self.load_state_dict({**own, **state})
 
     def close(self) -> None:
         """Remove every hook, so that both networks are as they were."""
         for taps in (self._taps, *self._teacher_taps):
             taps.close()
 
-    def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        images = pixels.float().div(255.0).to(memory_format=self._memory_format)
-        student_logits = self.student(self.normalise(images))
+    def forward(self, pixels: Tensor, labels: Tensor, progress: float = 0.0) -> dict[str, Tensor]:
+        """`progress` is the share of the stage's steps that lie behind."""
+        images = self.method.views(pixels.float().div(255.0)).to(memory_format=self._memory_format)
+        with torch.set_grad_enabled(self.method.trains_student):
+            student_logits = self.student(self.normalise(images))
         teacher_logits, teacher_maps = None, {}
-        if self._teacher:
-            with torch.no_grad():
-                teacher_logits = self._teacher[0](self._teacher_normalise[0](images))
+        if self._teacher_taps:
+            with torch.set_grad_enabled(self.peer is not None):
+                teacher_logits = self._running_teacher()(self._teacher_normalise[0](images))
             teacher_maps = self._teacher_taps[0].take()
         losses: dict[str, Tensor] = self.method(
             StepInputs(
@@ -81,6 +115,7 @@ class StageTask(nn.Module):
                 student_maps=self._taps.take(),
                 teacher_logits=teacher_logits,
                 teacher_maps=teacher_maps,
+                progress=progress,
             )
         )
         return losses
@@ -88,14 +123,21 @@ class StageTask(nn.Module):
 
 @torch.no_grad()
 def method_context(
-    student: nn.Module, architecture: Architecture, num_classes: int, size: int, teacher: Student | None, *, maps: bool
+    student: nn.Module,
+    architecture: Architecture,
+    num_classes: int,
+    size: int,
+    teacher: Student | None,
+    *,
+    maps: bool,
+    class_shares: tuple[float, ...] = (),
 ) -> MethodContext:
     """Layer names and map shapes of both networks, from one blank image each.
 
     With `maps` False (methods on logits) nothing is tapped, so that any classifier will do.
     """
     if not maps:
-        return MethodContext(num_classes=num_classes, student_final="", student_shapes={})
+        return MethodContext(num_classes=num_classes, class_shares=class_shares)
 
     def shapes(model: nn.Module, names: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
         training = model.training
@@ -107,7 +149,11 @@ def method_context(
 
     own = architecture.layers(student)
     context = MethodContext(
-        num_classes=num_classes, student_final=own.final, student_shapes=shapes(student, (own.final,))
+        num_classes=num_classes,
+        student_final=own.final,
+        student_levels=own.levels,
+        student_shapes=shapes(student, (*own.levels, own.final)),
+        class_shares=class_shares,
     )
     if teacher is None:
         return context
@@ -118,10 +164,8 @@ def method_context(
         raise ModelError(
             f"{teacher.card.architecture} gives empty feature maps at {size} px", hint="use a larger --size"
         )
-    return MethodContext(
-        num_classes=num_classes,
-        student_final=own.final,
-        student_shapes=context.student_shapes,
+    return replace(
+        context,
         teacher_name=teacher.card.architecture,
         teacher_levels=theirs.levels,
         teacher_final=theirs.final,

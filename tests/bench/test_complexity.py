@@ -1,4 +1,7 @@
-"""Table 1 of the paper: parameters to the digit, MACs within 3 % (its tool counts normalisation layers too)."""
+"""Table 1 of the paper: parameters to the digit, MACs within 5 % (its tool counts normalisation layers too).
+
+The table mixes heads: 8 outputs for some networks, ImageNet's 1000 for others.
+"""
 
 import pytest
 from torch import nn
@@ -10,7 +13,10 @@ TABLE_1 = [
     ("res2net101_26w_4s", 8, 43.174, 8.10),
     ("convnext_base", 8, 87.575, 15.38),
     ("efficientnet_b4", 1000, 19.342, 1.54),
+    ("shufflenet_v1_g3", 8, 0.912, 0.143),
     ("shufflenet_v2_x1_0", 8, 1.262, 0.148),
+    ("efficientnet_b0", 1000, 5.289, 0.4),
+    ("mobilenet_v2", 1000, 3.505, 0.313),
 ]
 
 
@@ -18,7 +24,7 @@ TABLE_1 = [
 def test_counts_of_the_papers_table_1(name, classes, millions, gmacs):
     found = count(create_model(name, classes), 224)
     assert f"{found.parameters / 1e6:.3f}" == f"{millions:.3f}"
-    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.03)
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.05)
     assert found.macs_with_norm / 1e9 == pytest.approx(gmacs, rel=0.005)
     assert found.flops == 2 * found.macs
 

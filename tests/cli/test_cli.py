@@ -15,7 +15,7 @@ from dspkd.data.sources import read_table
 from dspkd.student import load_card
 
 STORED = Path(__file__).with_name("command_line.json")
-VERBS = ("demo", "train", "distill", "eval", "predict", "export", "verify", "bench", "report", "doctor")
+VERBS = ("demo", "train", "distill", "compare", "eval", "predict", "export", "verify", "bench", "report", "doctor")
 
 
 def commands():

@@ -3,83 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from numpy_losses import np_conv3x3, np_cross_entropy, np_energy, np_gelu, np_hf, np_norm_kd
 from torch import nn
 
 from dspkd.distill.base import MethodContext, StepInputs
 from dspkd.distill.cross_entropy import CrossEntropy
+from dspkd.distill.generation import GenerationBlock, default_alpha, reconstruction_loss
 from dspkd.distill.hf_attention import channel_attention, hf_attention, hf_mask, spatial_energy
 from dspkd.distill.hf_masked_generation import (
-    GenerationBlock,
     HFMaskedGeneration,
     HFMaskedGenerationSettings,
-    default_alpha,
-    reconstruction_loss,
 )
 from dspkd.distill.norm_kd import NormKD, norm_kd_loss
-
-
-def np_softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
-def np_cross_entropy(z, y):
-    return float(-np.log(np_softmax(z))[np.arange(len(y)), y].mean())
-
-
-def np_norm_kd(z_s, z_t, t_norm):
-    tau_s = t_norm * (z_s.std(1, ddof=1, keepdims=True) + 1e-6)
-    tau_t = t_norm * (z_t.std(1, ddof=1, keepdims=True) + 1e-6)
-    p_s, p_t = np_softmax(z_s / tau_s), np_softmax(z_t / tau_t)
-    kl = (p_t * (np.log(p_t) - np.log(p_s))).sum(1)
-    return float((tau_t[:, 0] ** 2 * kl).mean())
-
-
-def np_conv3x3(x, w, b):
-    batch, _, height, width = x.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    out = np.zeros((batch, w.shape[0], height, width))
-    for i in range(3):
-        for j in range(3):
-            out += np.einsum("oc,bchw->bohw", w[:, :, i, j], padded[:, :, i : i + height, j : j + width])
-    return out + b[None, :, None, None]
-
-
-def np_gelu(x):
-    from math import erf, sqrt
-
-    return x * 0.5 * (1 + np.vectorize(erf)(x / sqrt(2)))
-
-
-def np_upsample2(x):
-    """Bilinear to twice the size, half-pixel centres (align_corners=False)."""
-
-    def axis(n):
-        source = np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1)
-        low = np.floor(source).astype(int)
-        high = np.minimum(low + 1, n - 1)
-        m = np.zeros((2 * n, n))
-        m[np.arange(2 * n), low] += 1 - (source - low)
-        m[np.arange(2 * n), high] += source - low
-        return m
-
-    return np.einsum("ih,bchw,jw->bcij", axis(x.shape[2]), x, axis(x.shape[3]))
-
-
-def np_energy(x):
-    squeezed = np.abs(x).mean((2, 3))
-    w = np_softmax(squeezed / 0.5) * x.shape[1]
-    p = np.abs(x * w[:, :, None, None]).mean(1, keepdims=True)
-    return p / p.mean((2, 3), keepdims=True)
-
-
-def np_hf(levels, size):
-    q = np_energy(levels[-1])
-    for level in levels[-2::-1]:
-        q = 0.5 * np_energy(level) + 0.5 * np_upsample2(q)
-    step = q.shape[2] // size
-    pooled = q.reshape(q.shape[0], 1, size, step, size, step).mean((3, 5))
-    return pooled / pooled.mean((2, 3), keepdims=True)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from dspkd.models.zoo import discover_layers
         ("torchvision/resnet18", "torchvision/resnet18"),
         ("timm/resnet18", "timm/resnet18"),
         ("res2net101_26w_4s", "timm/res2net101_26w_4s"),
+        ("shufflenet_v1_g3", "dspkd/shufflenet_v1_g3"),
+        ("wide_shufflenet", "dspkd/wide_shufflenet"),
     ],
 )
 def test_names(name, qualified):
@@ -31,6 +33,8 @@ def test_names(name, qualified):
     ("name", "suggestion"),
     [
         ("shufflenet_v2_x10", "shufflenet_v2_x1_0"),
+        ("shufflenet_v1", "shufflenet_v1_g3"),
+        ("timm/shufflenet_v1_g3", "shufflenet_v1_g3"),
         ("timm/shufflenet_v2_x1_0", "shufflenet_v2_x1_0"),
         ("torchvision/res2net101_26w_4s", "res2net101_26w_4s"),
         ("qqqq", "use a torchvision or timm model name"),
@@ -70,6 +74,9 @@ def shapes(name):
         ("shufflenet_v2_x0_5", 1024),
         ("mobilenet_v2", 1280),
         ("timm/mobilenetv2_100", 1280),
+        ("efficientnet_b0", 1280),
+        ("shufflenet_v1_g3", 960),
+        ("wide_shufflenet", 1344),
         # not in the table, so found by discovery
         ("regnety_002", 368),
         ("mobilenetv3_large_100", 960),
@@ -85,12 +92,22 @@ def test_levels_have_strides_4_to_32_and_the_final_map_is_the_last(name, final_c
     assert len(set(layers.levels)) == 4
 
 
-def test_the_students_final_map_feeds_its_classifier():
+@pytest.mark.parametrize(
+    ("name", "classifier"),
+    [
+        ("shufflenet_v2_x0_5", "fc"),
+        ("shufflenet_v1_g3", "output"),
+        ("mobilenet_v2", "classifier.1"),
+        ("efficientnet_b0", "classifier"),
+    ],
+)
+def test_the_students_final_map_feeds_its_classifier(name, classifier):
     """Pooling the tapped map and applying the last layer gives the logits: nothing lies in between."""
-    model = create_model("shufflenet_v2_x0_5", 3).eval()
-    with torch.no_grad(), FeatureTaps(model, ["conv5"]) as taps:
+    model = create_model(name, 3).eval()
+    final = Architecture(name).layers(model).final
+    with torch.no_grad(), FeatureTaps(model, [final]) as taps:
         logits = model(torch.rand(2, 3, SIZE, SIZE))
-        torch.testing.assert_close(model.fc(taps.take()["conv5"].mean((2, 3))), logits)
+        torch.testing.assert_close(model.get_submodule(classifier)(taps.take()[final].mean((2, 3))), logits)
 
 
 def test_discovery_agrees_with_the_table():

@@ -12,8 +12,9 @@ import pytest
 import torch
 from tiny_runs import tiny_config
 
-from dspkd.config import dsp_kd_stages, to_toml
+from dspkd.config import to_toml
 from dspkd.errors import CheckpointError, DataError, DspkdError, OutputError
+from dspkd.presets import preset_stages
 from dspkd.student import load_student
 from dspkd.train.checkpoint import read_checkpoint
 from dspkd.train.reporter import Reporter
@@ -79,7 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_s
     out = tmp_path / "run"
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
-        to_toml(tiny_config(tiny_data, out, teacher=tiny_teacher, workers=workers, stages=dsp_kd_stages(epochs=6)))
+        to_toml(tiny_config(tiny_data, out, teacher=tiny_teacher, workers=workers, stages=preset_stages(epochs=6)))
     )
     command = [sys.executable, "-m", "dspkd", "distill", "--config", str(recipe)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -139,7 +140,7 @@ def test_a_student_is_not_tested_on_lesions_that_its_teacher_learned(tiny_data, 
     *kept, last = table.read_text().splitlines()
     table.write_text("\n".join(kept) + "\n")
     next((smaller / "images").glob(last.split(",")[0] + ".*")).unlink()
-    stages = dsp_kd_stages(epochs=2)
+    stages = preset_stages(epochs=2)
     with pytest.raises(DataError, match="lesions that the teacher learned from"):
         other_lesions = {"root": str(smaller), "split_seed": 1}
         run(tiny_config(smaller, tmp_path / "run", teacher=tiny_teacher, stages=stages, data=other_lesions))
@@ -181,14 +182,14 @@ def test_a_teacher_of_another_split_is_refused(tiny_data, tiny_teacher, tmp_path
                 tmp_path / "run",
                 teacher=tiny_teacher,
                 data={"root": str(tiny_data), "split": str(split / "split.json")},
-                stages=dsp_kd_stages(epochs=2),
+                stages=preset_stages(epochs=2),
             )
         )
 
 
 def test_a_stage_that_needs_a_teacher_says_so(tiny_data, tmp_path):
     with pytest.raises(DspkdError, match="needs a teacher"):
-        run(tiny_config(tiny_data, tmp_path / "run", stages=dsp_kd_stages(epochs=2)))
+        run(tiny_config(tiny_data, tmp_path / "run", stages=preset_stages(epochs=2)))
 
 
 def test_a_diverging_run_stops_with_the_cause(tiny_data, tmp_path):

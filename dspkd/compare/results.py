@@ -1,0 +1,390 @@
+"""From the stored predictions of the finished cells to every number of the tables. Nothing is evaluated again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dspkd.compare.execution import is_finished, read_failures
+from dspkd.compare.plan import Cell, Plan, student_epochs
+from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
+from dspkd.errors import DataError, DspkdError, OutputError
+from dspkd.student import StudentCard, is_student_dir, load_card
+from dspkd.train.metrics import headline_metrics, lesion_draws, per_class_metrics, weighted_confusions
+
+__all__ = ["HEADLINE", "RESULTS_SCHEMA_VERSION", "Collected", "collect"]
+
+RESULTS_SCHEMA_VERSION = 1
+REPETITIONS = 2000
+HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision", "macro_specificity")
+JUDGED_BY = "balanced_accuracy"
+"""What epochs are chosen by, and in which a rare class weighs as much as a common one."""
+Complexity = Callable[[str, int, int], Mapping[str, int]]
+"""Architecture, classes, size -> parameters and MACs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """`results` is what results.json holds; `histories` are the lines of metrics.jsonl by the cell's name."""
+
+    results: dict[str, Any]
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A finished run as the tables need it."""
+
+    card: StudentCard
+    history: list[dict[str, Any]]
+    matrix: np.ndarray
+    """(K, K), the confusion matrix on all images."""
+    metrics: dict[str, np.ndarray]
+    """Each (1 + R,): on all images, then on each draw of lesions. Headline metrics, and `f1/CLASS`."""
+
+
+class _Frame:
+    """The images that all runs are judged on: the same for all, in the same order, with the same draws of lesions."""
+
+    def __init__(self, rows: Sequence[Mapping[str, str]], classes: Sequence[str]) -> None:
+        self.images = [row["image"] for row in rows]
+        self.classes = tuple(classes)
+        self.truth = [row["label"] for row in rows]
+        self.lesions = [row["lesion"] for row in rows]
+        self.group_index, draws = lesion_draws(self.lesions, REPETITIONS)
+        # Row 0 counts every lesion once: the figures themselves.
+        self.weights = np.vstack([np.ones(draws.shape[1]), draws]).astype(np.float32)
+
+    @property
+    def lesion_count(self) -> int:
+        return int(self.weights.shape[1])
+
+    def judge(self, rows: Sequence[Mapping[str, str]], origin: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Confusion matrix and metrics of stored predictions. Raises DataError if they are of other images."""
+        if [row["image"] for row in rows] != self.images or [row["label"] for row in rows] != self.truth:
+            raise DataError(
+                f"{origin} holds predictions of other images than the other runs", hint="make the run again"
+            )
+        index = {name: k for k, name in enumerate(self.classes)}
+        labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "predicted"))
+        matrices = weighted_confusions(labels, predictions, self.group_index, self.weights, len(self.classes))
+        headline, f1 = headline_metrics(matrices), per_class_metrics(matrices)["f1"]
+        metrics = {name: headline[name] for name in HEADLINE}
+        metrics |= {f"f1/{name}": f1[:, k] for k, name in enumerate(self.classes)}
+        return matrices[0], metrics
+
+
+def collect(plan: Plan, *, complexity: Complexity | None = None) -> Collected:
+    """Every number of the tables, from what is finished; what is not stands in `missing` with the reason.
+
+    Raises DataError if runs do not belong together (another split, another teacher), or if nothing is finished.
+    """
+    return _Collector(plan, complexity).collect()
+
+
+class _Collector:
+    def __init__(self, plan: Plan, complexity: Complexity | None) -> None:
+        self.plan, self.complexity = plan, complexity
+        self.comparison = plan.comparison
+        self.part = plan.comparison.judge
+        self.missing: list[dict[str, str]] = []
+        self.runs: dict[str, _Run] = {}
+        self.teachers: dict[str, _Run] = {}
+        self.differences: dict[tuple[Any, ...], dict[str, Difference]] = {}
+        self.frame: _Frame | None = None
+
+    def collect(self) -> Collected:
+        self._read()
+        if self.frame is None or not any(cell.method for cell in self.plan.cells if cell.name in self.runs):
+            raise DataError(f"{self.plan.out}: no student is finished, so there is nothing to show")
+        self._check_that_runs_belong_together()
+        frame = self.frame
+        students = list(self.comparison.students)
+        teachers: list[str | None] = [*self.comparison.teachers] or [None]
+        pairs = [self._pair(student, teacher) for student in students for teacher in teachers]
+        self._adjust(pairs)
+        comparison = self.comparison
+        results = {
+            "kind": "comparison",
+            "schema_version": RESULTS_SCHEMA_VERSION,
+            "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "title": comparison.title or "Methods side by side",
+            "notes": comparison.notes,
+            "judge": self.part,
+            "epochs": comparison.epochs,
+            "seeds": list(comparison.seeds),
+            "size": self.plan.cells[0].config.size,
+            "batch_size": self.plan.cells[0].config.batch_size,
+            "classes": list(frame.classes),
+            "support": [frame.truth.count(name) for name in frame.classes],
+            "images": len(frame.images),
+            "lesions": frame.lesion_count,
+            "parts": dict(next(iter(self.runs.values())).card.data["images"]),
+            "split_sha256": next(iter(self.runs.values())).card.data["split_sha256"],
+            "repetitions": REPETITIONS,
+            "references": list(comparison.compared_with),
+            "networks": self._networks(),
+            "methods": [self._method(name) for name in comparison.methods],
+            "pairs": pairs,
+            "runs": [self._run_row(cell) for cell in self.plan.cells if cell.name in self.runs],
+            "missing": self.missing,
+        }
+        return Collected(results, {name: run.history for name, run in self.runs.items()})
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        failures = read_failures(self.plan)
+        for cell in self.plan.cells:
+            try:
+                run = self._read_run(cell.config.out) if is_finished(cell) else failures.get(cell.name, "not finished")
+            except OutputError as error:
+                run = error.message
+            if isinstance(run, str):
+                self.missing.append({"run": cell.name, "reason": run})
+                continue
+            self.runs[cell.name] = run
+            if cell.method is None and cell.teacher is not None:
+                self.teachers[cell.teacher] = run
+        for name, spec in self.comparison.teachers.items():
+            if spec.run is not None:
+                folder = self.plan.teacher_folders[name]
+                run = self._read_run(folder) if is_student_dir(folder) else "there is no finished run"
+                if isinstance(run, str):
+                    self.missing.append({"run": f"teacher {name}", "reason": run})
+                else:
+                    self.teachers[name] = run
+
+    def _read_run(self, folder: Path) -> _Run | str:
+        """A run, or why it cannot be shown."""
+        path = folder / f"predictions-{self.part}.csv"
+        try:
+            card = load_card(folder)
+            with path.open(newline="", encoding="utf-8") as f:
+                rows = list(csv.DictReader(f))
+        except FileNotFoundError:
+            return f"its predictions are missing ({path.name})"
+        except DspkdError as error:
+            return error.message
+        if self.frame is None:
+            self.frame = _Frame(rows, card.classes)
+        matrix, metrics = self.frame.judge(rows, path)
+        lines = folder / "metrics.jsonl"
+        text = lines.read_text(encoding="utf-8") if lines.is_file() else ""
+        return _Run(card, [json.loads(line) for line in text.splitlines()], matrix, metrics)
+
+    def _check_that_runs_belong_together(self) -> None:
+        splits = {run.card.data["split_sha256"]: name for name, run in self.runs.items()}
+        if len(splits) > 1:
+            raise DataError(
+                f"{' and '.join(splits.values())} were made on different splits", hint="remove one and make it again"
+            )
+        for cell in self.plan.cells:
+            run, teacher = self.runs.get(cell.name), self.teachers.get(cell.teacher or "")
+            if run is None or cell.method is None or teacher is None:
+                continue
+            if run.card.teacher is None or run.card.teacher["weights_sha256"] != teacher.card.weights_sha256:
+                raise DataError(
+                    f"{cell.name} was distilled from other weights than teacher {cell.teacher} has now",
+                    hint=f"remove {cell.config.out} and make it again",
+                )
+
+    # Numbers --------------------------------------------------------------------------------------
+
+    def _cells(self, method: str, student: str, teacher: str | None) -> dict[int, Cell]:
+        """The finished cells of one entry of the tables, by seed."""
+        cells = {seed: self.plan.cell(method, student, teacher, seed) for seed in self.comparison.seeds}
+        return {seed: cell for seed, cell in cells.items() if cell.name in self.runs}
+
+    def _values(self, cells: Mapping[int, Cell], seeds: Sequence[int], metric: str) -> np.ndarray:
+        return np.stack([self.runs[cells[seed].name].metrics[metric] for seed in seeds])
+
+    def _pair(self, student: str, teacher: str | None) -> dict[str, Any]:
+        methods = [m for m in self.comparison.methods if teacher is not None or not self.plan.has_teacher(m)]
+        rows = [self._row(method, student, teacher) for method in methods]
+        ablation = [
+            {
+                "method": row.method,
+                "against": row.against,
+                "difference": self._difference(row.method, row.against, student, teacher),
+            }
+            for row in self.comparison.ablation
+            if row.method in methods and row.against in methods
+        ]
+        return {"student": student, "teacher": teacher, "rows": rows, "ablation": ablation}
+
+    def _row(self, method: str, student: str, teacher: str | None) -> dict[str, Any]:
+        cells = self._cells(method, student, teacher)
+        seeds = list(cells)
+        row: dict[str, Any] = {"method": method, "seeds": seeds, "metrics": {}, "versus": {}, "gap_closed": None}
+        if not seeds:
+            return row
+        runs = [self.runs[cells[seed].name] for seed in seeds]
+        for metric in runs[0].metrics:
+            values = [float(run.metrics[metric][0]) for run in runs]
+            row["metrics"][metric] = {
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "values": values,
+            }
+        row["confusion"] = np.sum([run.matrix for run in runs], axis=0).astype(int).tolist()
+        row["training_seconds"] = _mean([_training_seconds(run) for run in runs])
+        for reference in self.comparison.compared_with:
+            if reference != method:
+                row["versus"][reference] = self._difference(method, reference, student, teacher)
+        row["gap_closed"] = self._gap(method, student, teacher)
+        return row
+
+    def _difference(self, method: str, against: str, student: str, teacher: str | None) -> dict[str, Any] | None:
+        """By metric, over the seeds that both have finished; None without any."""
+        ours, theirs = (self._cells(name, student, teacher) for name in (method, against))
+        seeds = [seed for seed in ours if seed in theirs]
+        if not seeds:
+            return None
+        key = tuple(self._identity(name, student, teacher) for name in (method, against))
+        if key not in self.differences:
+            assert self.frame is not None
+            count = self.frame.lesion_count
+            metrics = self.runs[ours[seeds[0]].name].metrics
+            self.differences[key] = {
+                metric: paired_difference(self._values(ours, seeds, metric), self._values(theirs, seeds, metric), count)
+                for metric in metrics
+            }
+        return {
+            "key": key,
+            "seeds": seeds,
+            **{metric: _plain(difference) for metric, difference in self.differences[key].items()},
+        }
+
+    def _identity(self, method: str, student: str, teacher: str | None) -> tuple[str, str, str | None]:
+        return method, student, teacher if self.plan.has_teacher(method) else None
+
+    def _gap(self, method: str, student: str, teacher: str | None) -> dict[str, Any] | None:
+        baseline = self.comparison.compared_with[0]
+        if teacher not in self.teachers or method == baseline:
+            return None
+        ours, alone = (self._cells(name, student, teacher) for name in (method, baseline))
+        seeds = [seed for seed in ours if seed in alone]
+        if not seeds or self.frame is None:
+            return None
+        gap: Gap = gap_closed(
+            self._values(ours, seeds, JUDGED_BY),
+            self._values(alone, seeds, JUDGED_BY),
+            self.teachers[teacher].metrics[JUDGED_BY],
+            self.frame.lesion_count,
+        )
+        return {"value": gap.value, "interval": list(gap.interval) if gap.interval else None}
+
+    def _adjust(self, pairs: Sequence[dict[str, Any]]) -> None:
+        """Holm's adjustment of the p values of balanced accuracy, over all methods and pairs against one reference;
+        a comparison that stands in the tables of several teachers counts once.
+        """
+        for reference in self.comparison.compared_with:
+            entries = [row["versus"].get(reference) for pair in pairs for row in pair["rows"]]
+            shown = [entry for entry in entries if entry and entry[JUDGED_BY]["p"] is not None]
+            unique = {entry["key"]: entry[JUDGED_BY]["p"] for entry in shown}
+            adjusted = dict(zip(unique, holm(list(unique.values())), strict=True))
+            for entry in shown:
+                entry["holm"] = {"p": adjusted[entry["key"]], "comparisons": len(unique)}
+        for pair in pairs:
+            differences = [d for row in pair["rows"] for d in row["versus"].values()]
+            for entry in (*differences, *(row["difference"] for row in pair["ablation"])):
+                if entry:
+                    entry.pop("key", None)
+
+    # Descriptions ---------------------------------------------------------------------------------
+
+    def _networks(self) -> list[dict[str, Any]]:
+        """Table 1: teachers, then students that learn alone."""
+        found = []
+        for name, spec in self.comparison.teachers.items():
+            if run := self.teachers.get(name):
+                found.append(self._network("teacher", name, spec.label, [run]))
+        for name, student in self.comparison.students.items():
+            cells = self._cells(self.comparison.compared_with[0], name, None)
+            if cells:
+                found.append(self._network("student", name, student.label, [self.runs[c.name] for c in cells.values()]))
+        return found
+
+    def _network(self, role: str, name: str, label: str, runs: Sequence[_Run]) -> dict[str, Any]:
+        card = runs[0].card
+        architecture = card.architecture.rpartition("/")[2]
+        counted = self.complexity(card.architecture, len(card.classes), card.preprocess.size) if self.complexity else {}
+        metrics: dict[str, Any] = {}
+        for metric in runs[0].metrics:
+            values = [float(run.metrics[metric][0]) for run in runs]
+            low, high = np.percentile(np.mean([run.metrics[metric][1:] for run in runs], axis=0), [2.5, 97.5])
+            metrics[metric] = {
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "values": values,
+                "interval": [float(low), float(high)],
+            }
+        return {
+            "role": role,
+            "name": name,
+            "label": label or architecture,
+            "architecture": card.architecture,
+            "parameters": counted.get("parameters"),
+            "macs": counted.get("macs"),
+            "size": card.preprocess.size,
+            "metrics": metrics,
+        }
+
+    def _method(self, name: str) -> dict[str, Any]:
+        spec = self.comparison.methods[name]
+        config = next(cell.config for cell in self.plan.cells if cell.method == name)
+        return {
+            "name": name,
+            "label": spec.label or name,
+            "source": spec.source,
+            "tuned": spec.tuned,
+            "own_budget": spec.budget == "own",
+            "epochs": student_epochs(config),
+            "stages": [stage.model_dump(mode="json", exclude_none=True) for stage in config.stages],
+            "needs_teacher": self.plan.has_teacher(name),
+        }
+
+    def _run_row(self, cell: Cell) -> dict[str, Any]:
+        run = self.runs[cell.name]
+        return {
+            "run": cell.name,
+            "method": cell.method,
+            "student": cell.student,
+            "teacher": cell.teacher,
+            "seed": cell.seed,
+            "selected": run.card.metrics["selected"],
+            "training_seconds": _training_seconds(run),
+            "metrics": {name: float(values[0]) for name, values in run.metrics.items()},
+        }
+
+
+def _plain(difference: Difference) -> dict[str, Any]:
+    return {
+        "difference": difference.value,
+        "per_seed": list(difference.per_seed),
+        "lesions": list(difference.lesions),
+        "lesions_and_seeds": list(difference.lesions_and_seeds) if difference.lesions_and_seeds else None,
+        "p": difference.p,
+    }
+
+
+def _training_seconds(run: _Run) -> float | None:
+    """Of all epochs without their validation; None where the run does not say."""
+    images = run.card.data.get("images", {}).get("train")
+    speeds = [line.get("images_per_s") for line in run.history]
+    if not images or not speeds or not all(speeds):
+        return None
+    return float(sum(images / speed for speed in speeds))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
