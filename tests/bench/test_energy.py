@@ -21,6 +21,7 @@ from dspkd_bench import agent, bench
 from dspkd_bench.agent import Plan, PowerSampler, Rule, find_sensors, measure_calls
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.energy import PowerTrace, energy_per_inference, read_trace
+from dspkd_bench.environment import facts
 from dspkd_bench.latency import Series, StopRule
 from dspkd_bench.recording import Recording
 from dspkd_bench.remote import read_events
@@ -289,13 +290,36 @@ def test_an_artifact_with_its_energy_here_and_on_a_device(sysfs, tiny_artifacts,
         assert {state["phase"] for state in alone} == {"idle", "sustained"}
         assert alone[-1]["power_w"] == pytest.approx({"VDD_IN": 5.0, "VDD_CPU_GPU_CV": 1.0})
         assert results["settings"]["sustained_seconds"] == 2.0
+    assert results["device"]["facts"]["power mode"] == "MAXN (0)"
+
+
+def test_what_a_board_says_of_itself():
+    data = Path(__file__).parent / "data" / "sensors"
+    machine = {
+        "board": "NVIDIA Jetson Orin Nano Developer Kit",
+        "l4t": (data / "nv_tegra_release_orin_nano.txt").read_text(),
+        "nvpmodel": (data / "nvpmodel_xavier_nx_verbose.txt").read_text(),
+        "packages": {"tensorrt": "10.3.0", "numpy": "1.26.4"},
+    }
+    assert facts(machine) == {
+        "board": "NVIDIA Jetson Orin Nano Developer Kit",
+        "L4T": "36.3.0",
+        "JetPack": "6",
+        "power mode": "MODE_15W_6CORE (2)",
+        "TensorRT": "10.3.0",
+    }
+    assert facts({"board": None, "l4t": "something else", "nvpmodel": "", "packages": {}}) == {}
 
 
 @pytest.fixture
 def loopback_with_sysfs(sysfs, tmp_path, monkeypatch):
     from loopback_ssh import serve
 
-    with serve(tmp_path / "ssh", DSPKD_SYS=str(agent.SYS)) as server:
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "nvpmodel").write_text("#!/bin/sh\n[ \"$*\" = -q ] && echo 'NV Power Mode: MAXN' && echo 0\n")
+    (bin / "nvpmodel").chmod(0o755)
+    with serve(tmp_path / "ssh", DSPKD_SYS=str(agent.SYS), PATH=f"{bin}:{os.environ['PATH']}") as server:
         monkeypatch.setenv("DSPKD_SSH_CONFIG", str(server.ssh_config))
         yield server
 
