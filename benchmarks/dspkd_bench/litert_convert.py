@@ -51,5 +51,7 @@ def quantise(fp32: str, images: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    # Its own folder comes first there, and has a module that is named like Python's `statistics`.
+    sys.path.pop(0)
     what, *arguments = sys.argv[1:]
     (convert if what == "convert" else quantise)(*arguments)

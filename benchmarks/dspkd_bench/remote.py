@@ -126,6 +126,7 @@ def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, 
         "--max-rounds": rule.max_rounds,
         "--warmup": rule.warmup_rounds,
         "--sustained": plan.sustained_s,
+        "--pause": plan.pause_s,
         "--threads": threads,
         **({} if rule.precision is None else {"--precision": rule.precision}),
     }

@@ -247,7 +247,10 @@ def _key(subject: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _check_same_terms(baseline: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    pairs = [(name, baseline["environment"].get(name), current["environment"].get(name)) for name in ("cpu", "machine")]
+    pairs = [
+        (name, baseline["environment"].get(name), current["environment"].get(name))
+        for name in ("cpu", "machine", "cores")
+    ]
     pairs += [(name, baseline["settings"].get(name), current["settings"].get(name)) for name in ("batch", "threads")]
     for name, old, new in pairs:
         if old != new:

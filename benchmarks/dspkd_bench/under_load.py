@@ -38,7 +38,7 @@ def under_load(index: int, run: Recording, trace: PowerTrace | str) -> dict[str,
 
 
 def _energy(index: int, run: Recording, trace: PowerTrace | str) -> dict[str, Any]:
-    if isinstance(trace, PowerTrace) and index not in run.sampled:
+    if index not in run.sampled:
         return {"not_measured": "what runs ExecuTorch programs there reads no power sensor"}
     try:
         if isinstance(trace, str):

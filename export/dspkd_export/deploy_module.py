@@ -13,7 +13,7 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student
 from dspkd_export.graph_rewrite import rewrite_graph
-from dspkd_export.live_channels import LiveChannelShuffleNet
+from dspkd_export.live_channels import LiveChannelShuffleNet, Widths
 
 __all__ = ["DeployModule", "deploy_module", "fold_batch_norms"]
 
@@ -49,17 +49,22 @@ class DeployModule(nn.Module):
 
 
 def deploy_module(
-    student: Student, *, rewrite: bool = True, takes_bytes: bool = False, temperature: float = 1.0
+    student: Student,
+    *,
+    rewrite: bool = True,
+    takes_bytes: bool = False,
+    temperature: float = 1.0,
+    widths: Widths | None = None,
 ) -> DeployModule:
     """A copy of the student ready for a compiler; the student itself is left as it is.
 
     Everything done here is exact in eval mode, up to rounding. `rewrite=False` leaves the network as its library has
-    it, for comparison.
+    it, for comparison. `widths` is for a rewritten ShuffleNetV2 alone.
     """
     network, preprocess = copy.deepcopy(student.model).eval(), student.card.preprocess
     if rewrite and isinstance(network, ShuffleNetV2):
         fold_batch_norms(network)
-        network = LiveChannelShuffleNet(network)
+        network = LiveChannelShuffleNet(network, widths)
     elif rewrite:
         example = next(network.parameters()).new_zeros(2, 3, preprocess.size, preprocess.size)
         network = rewrite_graph(network, example, ({0: torch.export.Dim("batch", min=1, max=4096)},))

@@ -15,6 +15,7 @@ from dspkd.runtimes import LoadedModel, to_input
 from dspkd.student import Student
 from dspkd_export.calibration import Calibration, required_for_int8
 from dspkd_export.deploy_module import DeployModule, deploy_module
+from dspkd_export.live_channels import Widths
 
 __all__ = ["Compiled", "ExportJob", "Target"]
 
@@ -38,9 +39,13 @@ class ExportJob:
     def size(self) -> int:
         return self.student.card.preprocess.size
 
-    def module(self) -> DeployModule:
+    def module(self, widths: Widths | None = None) -> DeployModule:
         return deploy_module(
-            self.student, rewrite=self.rewrite, takes_bytes=self.takes_bytes, temperature=self.temperature
+            self.student,
+            rewrite=self.rewrite,
+            takes_bytes=self.takes_bytes,
+            temperature=self.temperature,
+            widths=widths,
         )
 
     @property

@@ -5,33 +5,44 @@ and shuffles. The shuffle only renames channels, and the half that is left alone
 before the network runs: every channel is followed from the convolution that produces it to the one unit that reads
 it, and waits there without being touched. A producing 1x1 convolution gets its output channels sorted by who reads
 them, so that each reader takes one contiguous slice; the reader's weights are permuted to match. FLOPs and parameters
-stay the same.
+stay the same, unless widths are rounded up: convolutions of 58, 116 and 232 channels get further ones then, which are
+zero and which nobody reads, because a compiler may have no fast kernel for such numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2
 
-__all__ = ["LiveChannelShuffleNet"]
+__all__ = ["LiveChannelShuffleNet", "Widths"]
 
 # One channel in flight: (number of the branch that produced it, its place among that branch's outputs).
 Wire = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Multiples of channels: between the convolutions of a branch, and of what it gives."""
+
+    inner: int = 1
+    outputs: int = 1
 
 
 class LiveChannelShuffleNet(nn.Module):
     """(N, 3, H, W) -> logits (N, K), equal to `model` in eval mode up to rounding. `model` is not changed.
 
     Each unit reads a concatenation of slices; see the module's docstring. The batch norms of `model` must have been
-    folded into its convolutions before.
+    folded into its convolutions before. `widths` are the multiples to which channels are rounded up.
     """
 
-    def __init__(self, model: ShuffleNetV2) -> None:
+    def __init__(self, model: ShuffleNetV2, widths: Widths | None = None) -> None:
         super().__init__()
         units: list[InvertedResidual] = [u for stage in (model.stage2, model.stage3, model.stage4) for u in stage]
         self.stem = nn.Sequential(*_copied(model.conv1), model.maxpool)
@@ -47,6 +58,19 @@ class LiveChannelShuffleNet(nn.Module):
         reads = _channels_read(units)
         self._slices = self._sort_outputs(reads)
         self._permute_inputs(reads)
+        if widths is not None:
+            self._widen(widths)
+
+    def _widen(self, widths: Widths) -> None:
+        """After everything else: the new channels come last, so that no slice moves."""
+        for branch in self.branches:
+            convolutions = _convolutions(branch)
+            width = convolutions[0].in_channels
+            for conv in convolutions:
+                multiple = widths.outputs if conv is convolutions[-1] else widths.inner
+                outputs = width if conv.groups > 1 else math.ceil(conv.out_channels / multiple) * multiple
+                _resize(conv, width, outputs)
+                width = outputs
 
     def _sort_outputs(self, reads: Sequence[list[Wire]]) -> list[list[tuple[int, int, int]]]:
         """Sort each branch's outputs by reader. Gives for each reader its slices (branch, start, length)."""
@@ -142,3 +166,16 @@ def _permute_outputs(conv: nn.Conv2d, order: Sequence[int]) -> None:
     conv.weight.data = conv.weight.data[list(order)].clone()
     assert conv.bias is not None, "a folded convolution has a bias"
     conv.bias.data = conv.bias.data[list(order)].clone()
+
+
+def _resize(conv: nn.Conv2d, inputs: int, outputs: int) -> None:
+    """More channels on either side, with weights and bias of zero. A depthwise convolution gets as many groups."""
+    if conv.groups > 1:
+        conv.groups = outputs
+    weight = conv.weight.new_zeros(outputs, inputs // conv.groups, *conv.kernel_size)
+    weight[: conv.out_channels, : conv.weight.shape[1]] = conv.weight.data
+    assert conv.bias is not None, "a folded convolution has a bias"
+    bias = conv.bias.new_zeros(outputs)
+    bias[: conv.out_channels] = conv.bias.data
+    conv.weight.data, conv.bias.data = weight, bias
+    conv.in_channels, conv.out_channels = inputs, outputs

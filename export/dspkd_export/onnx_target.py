@@ -16,6 +16,7 @@ from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model
 from dspkd_export.golden import describe_model
 from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.live_channels import Widths
 from dspkd_export.qdq_graph import fuse_friendly
 from dspkd_export.quantised_graph import int8_graph_of
 
@@ -24,6 +25,9 @@ __all__ = ["STATIC_FILE", "SYMMETRIC_PERCENTILE", "build_onnx", "compile_onnx", 
 OPSET = 20
 STATIC_FILE = "model_static.onnx"
 CALIBRATION_BATCH = 16
+# ONNX Runtime's fast convolutions work on blocks of channels (8, or 16 with AVX-512), depthwise ones on whole blocks
+# alone. What a branch gives is sliced, so there it would bring nothing.
+WIDTHS = Widths(inner=16)
 # The operators of convolutional networks for which eight bits pay. Softmax and what follows it stay in float.
 INT8_OPERATORS = [
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Slice", "Split", "MaxPool", "AveragePool",
@@ -98,7 +102,9 @@ def build_onnx(job: ExportJob, *, dynamic: bool, opset: int = OPSET, symmetric: 
     trained = job.trained_int8 and not symmetric
     # Two images: with one, torch.export may take the batch for the constant 1.
     example = job.example(2 if dynamic else 1)
-    model = _quietly_export(int8_graph_of(job) if trained else job.module(), example, dynamic, opset).model_proto
+    # TensorRT lays channels out by itself, and trained scales belong to the graph that they were trained in.
+    module = int8_graph_of(job) if trained else job.module(None if symmetric else WIDTHS)
+    model = _quietly_export(module, example, dynamic, opset).model_proto
     if trained:
         model = fuse_friendly(model)
     if job.precision == "fp16":

@@ -7,10 +7,12 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from loopback_ssh import loopback
+from other_pythons import other_python
 from results_schema import check_schema
 from watching import processes, running, wait_until
 
@@ -19,9 +21,11 @@ from dspkd_bench import agent, bench
 from dspkd_bench.agent import Plan, PowerSampler, Rule, find_sensors, measure_calls
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.energy import PowerTrace, energy_per_inference, read_trace
+from dspkd_bench.environment import facts
 from dspkd_bench.latency import Series, StopRule
 from dspkd_bench.recording import Recording
-from dspkd_bench.under_load import under_load
+from dspkd_bench.remote import read_events
+from dspkd_bench.under_load import power_trace, under_load
 
 __all__ = ["loopback"]
 ORIN_NANO = {
@@ -286,18 +290,42 @@ def test_an_artifact_with_its_energy_here_and_on_a_device(sysfs, tiny_artifacts,
         assert {state["phase"] for state in alone} == {"idle", "sustained"}
         assert alone[-1]["power_w"] == pytest.approx({"VDD_IN": 5.0, "VDD_CPU_GPU_CV": 1.0})
         assert results["settings"]["sustained_seconds"] == 2.0
+    assert results["device"]["facts"]["power mode"] == "MAXN (0)"
+
+
+def test_what_a_board_says_of_itself():
+    data = Path(__file__).parent / "data" / "sensors"
+    machine = {
+        "board": "NVIDIA Jetson Orin Nano Developer Kit",
+        "l4t": (data / "nv_tegra_release_orin_nano.txt").read_text(),
+        "nvpmodel": (data / "nvpmodel_xavier_nx_verbose.txt").read_text(),
+        "packages": {"tensorrt": "10.3.0", "numpy": "1.26.4"},
+    }
+    assert facts(machine) == {
+        "board": "NVIDIA Jetson Orin Nano Developer Kit",
+        "L4T": "36.3.0",
+        "JetPack": "6",
+        "power mode": "MODE_15W_6CORE (2)",
+        "TensorRT": "10.3.0",
+    }
+    assert facts({"board": None, "l4t": "something else", "nvpmodel": "", "packages": {}}) == {}
 
 
 @pytest.fixture
 def loopback_with_sysfs(sysfs, tmp_path, monkeypatch):
     from loopback_ssh import serve
 
-    with serve(tmp_path / "ssh", DSPKD_SYS=str(agent.SYS)) as server:
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "nvpmodel").write_text("#!/bin/sh\n[ \"$*\" = -q ] && echo 'NV Power Mode: MAXN' && echo 0\n")
+    (bin / "nvpmodel").chmod(0o755)
+    with serve(tmp_path / "ssh", DSPKD_SYS=str(agent.SYS), PATH=f"{bin}:{os.environ['PATH']}") as server:
         monkeypatch.setenv("DSPKD_SSH_CONFIG", str(server.ssh_config))
         yield server
 
 
-def test_without_the_option_or_a_sensor_nothing_is_said_of_energy(sysfs, tiny_artifacts):
+def test_without_the_option_or_a_sensor_nothing_is_said_of_energy(sysfs, tiny_artifacts, monkeypatch):
+    monkeypatch.setattr(Plan, "pause_s", 0.1)
     config = BenchConfig([tiny_artifacts["onnx"]], stop=QUICK, memory=False)
     [subject] = run_bench(config)["subjects"]
     assert subject["energy"] == {"not_measured": "asked for with --sustained"} and "sustained" not in subject
@@ -305,7 +333,8 @@ def test_without_the_option_or_a_sensor_nothing_is_said_of_energy(sysfs, tiny_ar
     assert subject["energy"] == {"not_measured": "no power sensor that can be read"} and subject["sustained"]
 
 
-def test_throttling_under_load_is_a_remark_and_no_fault_of_the_times_before(sysfs, tiny_artifacts):
+def test_throttling_under_load_is_a_remark_and_no_fault_of_the_times_before(sysfs, tiny_artifacts, monkeypatch):
+    monkeypatch.setattr(Plan, "pause_s", 0.1)
     clocks = agent.SYS / "devices/system/cpu/cpu0/cpufreq"
     clocks.mkdir(parents=True)
     (clocks / "scaling_cur_freq").write_text("1500000")
@@ -320,10 +349,9 @@ def test_throttling_under_load_is_a_remark_and_no_fault_of_the_times_before(sysf
 
         recorded(calls, plan, heard, batched)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "measure_calls", hot)
-        stop = StopRule(warmup_rounds=1, min_rounds=70, max_rounds=70, seconds=0.0)
-        results = run_bench(BenchConfig([tiny_artifacts["onnx"]], stop=stop, sustained_s=2.6, memory=False))
+    monkeypatch.setattr(bench, "measure_calls", hot)
+    stop = StopRule(warmup_rounds=1, min_rounds=70, max_rounds=70, seconds=0.0)
+    results = run_bench(BenchConfig([tiny_artifacts["onnx"]], stop=stop, sustained_s=2.6, memory=False))
     [subject] = results["subjects"]
     assert "throttled: the clock fell from 1.50 to 0.90 GHz" in subject["sustained"]["remarks"]
     assert subject["validity"]["verdict"] != "invalid"
@@ -428,7 +456,7 @@ def test_a_cut_connection_in_the_sustained_phase_keeps_the_rounds(board, tiny_ar
     [subject] = kept["subjects"]
     assert subject["latency"]["n"] == 8 and "sustained" not in subject
     assert subject["energy"]["not_measured"]
-    wait_until(lambda: not running("agent.py spec.json"))
+    wait_until(lambda: not running("agent.py spec.json", board.work))
 
 
 def sessions(board):
@@ -479,3 +507,31 @@ def test_power_of_one_program_is_not_given_to_the_calls_of_another():
 def test_malformed_events(event):
     with pytest.raises((KeyError, TypeError, ValueError)):
         Recording().take(event)
+
+
+# The Pythons of boards ------------------------------------------------------------------------------------
+
+
+def test_all_phases_under_other_pythons(sysfs):
+    """Without numpy and a runtime, which these may lack; at the same time, because each waits for seconds."""
+    sysfs("hwmon/hwmon0", ORIN_NANO)
+    code = (
+        "import time, agent; work = lambda: time.sleep(0.002); say = agent._say; "
+        "rule = agent.Rule(warmup_rounds=1, min_rounds=8, max_rounds=8, seconds=0.0); "
+        "say('start', protocol=1, **agent.describe()); "
+        "agent.measure_calls({'0': work}, agent.Plan(rule, 2.0, (4,)), say, [(4, {'0': work})]); say('end')"
+    )
+    pythons = {version: other_python(version) for version in ("3.8", "3.10", "3.12")}
+    started = {
+        version: subprocess.Popen(
+            [python, "-c", code], cwd=Path(agent.__file__).parent, stdout=subprocess.PIPE, text=True
+        )
+        for version, python in pythons.items()
+    }
+    said = {version: process.communicate()[0] for version, process in started.items()}
+    for version, text in said.items():
+        run = read_events(text, "here")
+        assert run.interrupted is None and run.machine["python"].startswith(version + ".")
+        assert len(run.series[0].ms) == 8 and len(run.batches[0][4].ms) == 5
+        told = under_load(0, run, power_trace(run, 2.0))
+        assert told["energy"]["idle_w"] == pytest.approx(5.0) and told["sustained"]["burst_ms"] >= 2.0

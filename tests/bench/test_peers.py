@@ -1,6 +1,9 @@
 """Stock exports of the same weights: those that are installed answer as PyTorch does; one that does not is no peer."""
 
+import os
+import subprocess
 import sys
+from importlib.resources import files
 from types import ModuleType
 
 import numpy as np
@@ -150,6 +153,36 @@ def test_the_converter_of_litert_may_be_another_python(monkeypatch, source, tmp_
     monkeypatch.setenv("DSPKD_LITERT_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(MissingDependencyError, match="nowhere cannot be run"):
         build_peer("litert", "fp32", source)
+
+
+STAND_IN = """
+import statistics
+from pathlib import Path
+
+statistics.median([1])
+
+def to_channel_last_io(model, args):
+    return model
+
+class convert:
+    def __init__(self, model, inputs):
+        self.said = f"{sum(p.numel() for p in model.parameters())} {list(inputs[0].shape)} {model.training}"
+
+    def export(self, path):
+        Path(path).write_text(self.said)
+"""
+
+
+def test_the_converter_gets_the_network_and_needs_nothing_of_dspkd(run, source, tmp_path):
+    (tmp_path / "litert_torch.py").write_text(STAND_IN)
+    out = tmp_path / "out.tflite"
+    script = files("dspkd_bench") / "litert_convert.py"
+    arguments = ["convert", "timm/resnet10t", run / "model.safetensors", "5", str(SIZE), out]
+    # Our `statistics` would be taken for Python's.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True)
+    parameters = sum(p.numel() for p in source.model.parameters())
+    assert out.read_text() == f"{parameters} [1, {SIZE}, {SIZE}, 3] False"
 
 
 def test_names_of_peers():

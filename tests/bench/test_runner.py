@@ -151,7 +151,7 @@ def test_stops_when_p90_is_known(kit, model, precision, rounds):
 
 
 def test_every_model_runs_alone_after_a_pause(kit, model):
-    said = events(start(kit, *QUICK, "--sustained", "1.2", model, model))
+    said = events(start(kit, *QUICK, "--sustained", "1.2", "--pause", "1", model, model))
     assert [e["index"] for e in of_kind(said, "sustained")] == [0, 1]
     for event in of_kind(said, "sustained"):
         idle, started = event["idle_ms"]

@@ -16,6 +16,7 @@ from dspkd_bench.statistics import (
     judge,
     overall,
     percentile_interval,
+    student_quantile,
 )
 
 RNG = np.random.default_rng
@@ -196,7 +197,7 @@ def results(low, p50, high, **settings):
     latency = {"p50_ms": p50, "p50_interval_ms": [low, high]}
     subject = {"name": "s", "role": "student", "target": "onnx", "precision": "fp32", "complexity": {"size": 96}}
     return {
-        "environment": {"cpu": "c", "machine": "m"},
+        "environment": {"cpu": "c", "machine": "m", "cores": 2},
         "settings": {"batch": 1, "threads": 1, **settings},
         "subjects": [{**subject, "latency": latency}],
     }
@@ -212,9 +213,21 @@ def test_a_regression_is_judged_by_the_interval(now, verdict):
     assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
 
 
+def test_students_t():
+    # From a table.
+    for degrees, quantile in ((4, 2.776), (9, 2.262), (19, 2.093), (1000, 1.962)):
+        assert student_quantile(degrees) == pytest.approx(quantile, rel=0.004)
+    with pytest.raises(ValueError, match="at least 4"):
+        student_quantile(3)
+
+
 def test_unequal_terms_are_inconclusive():
     with pytest.raises(InconclusiveError, match="another threads: 1, now 2"):
         compare_with_baseline(results(1, 1, 1), results(1, 1, 1, threads=2), max_regression=0.05)
+    fewer = results(1, 1, 1)
+    fewer["environment"]["cores"] = 1
+    with pytest.raises(InconclusiveError, match="another cores: 2, now 1"):
+        compare_with_baseline(results(1, 1, 1), fewer, max_regression=0.05)
     other = results(1, 1, 1)
     other["subjects"][0]["name"] = "t"
     with pytest.raises(InconclusiveError, match="no subject in common"):

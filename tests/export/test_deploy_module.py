@@ -6,6 +6,7 @@ from lively import SIZE, student_of
 from torch import nn
 
 from dspkd_export.deploy_module import deploy_module, fold_batch_norms
+from dspkd_export.live_channels import Widths
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,24 @@ def test_deployed_equals_original_in_float64(name, tmp_path):
     assert logits.std(0).min() > 1e-2, "every image would be answered alike"
     deployed = deploy_module(student).double()
     torch.testing.assert_close(deployed(images), torch.softmax(logits, 1), atol=1e-10, rtol=0.0)
+
+
+@torch.no_grad()
+def test_channels_are_rounded_up_exactly(tmp_path):
+    student = student_of("shufflenet_v2_x1_0", tmp_path)
+    student.model.double()
+    images = torch.rand(4, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain, wide = (deploy_module(student, widths=widths).double() for widths in (None, Widths(inner=16, outputs=8)))
+    torch.testing.assert_close(wide(images), plain(images), atol=1e-14, rtol=0.0)
+    branches = [
+        [layer.out_channels for layer in branch if isinstance(layer, nn.Conv2d)] for branch in wide.network.branches
+    ]
+    # Units of 58, 116 and 232 channels. Where a branch begins with a depthwise convolution its reader's width stays.
+    assert branches[1] == [64, 64, 64]
+    assert branches[6] == [128, 128, 120]
+    assert branches[-1] == [240, 240, 232]
+    assert branches[0] == [24, 64]
+    assert all(layer.groups in (1, layer.out_channels) for layer in wide.modules() if isinstance(layer, nn.Conv2d))
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "timm/resnet18"])

@@ -1,10 +1,10 @@
 // The program that measures ExecuTorch programs on a device without Python, such as a phone.
 //
-//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--warmup N]
-//                  [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]
+//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--pause S]
+//                  [--warmup N] [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]
 //
 // --input is the picture for all models, or is given once for each in their order. It warms up, times the models in
-// turns, and with --sustained runs each alone after a pause, by the rules of `agent.py`. The program prints events, one
+// turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. The program prints events, one
 // JSON object a line: start, busy, loaded, failed, output, times, state, sustained, end. Exit 0: measured, ended by
 // SIGTERM, or busy; 2: bad arguments; 4: no model could be run; 1: nobody reads any more. `runner_build.py` compiles it
 // against the headers and libraries of the executorch wheel.
@@ -71,8 +71,8 @@ constexpr double kSteadyChange = 0.05;
 constexpr double kPercentile = 0.9;
 constexpr double kConfidence = 0.99;
 constexpr const char* kUsage =
-    "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--warmup N]\n"
-    "                    [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
+    "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--pause S]\n"
+    "                    [--warmup N] [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
 
 volatile std::sig_atomic_t stop_asked = 0;
 
@@ -258,6 +258,7 @@ struct Settings {
   long max_rounds = 2000;
   std::optional<double> precision;
   double sustained = 0.0;
+  double pause = 3.0;
   long warmup = 10;
   long threads = 1;
   std::vector<std::string> inputs;
@@ -293,6 +294,8 @@ void set(Settings& settings, const std::string& name, const std::string& value) 
     settings.precision = not_negative(name, value, "a fraction");
   } else if (name == "--sustained") {
     settings.sustained = not_negative(name, value);
+  } else if (name == "--pause") {
+    settings.pause = not_negative(name, value);
   } else if (name == "--min-rounds") {
     settings.min_rounds = count(name, value, 1);
   } else if (name == "--max-rounds") {
@@ -618,16 +621,16 @@ void take_turns(std::vector<Subject>& subjects, const Settings& settings, Clock:
 }
 
 // A pause, and then one call after the other.
-void sustain(Subject& subject, double seconds, Clock::time_point since) {
+void sustain(Subject& subject, const Settings& settings, Clock::time_point since) {
   const auto index = index_member(subject.index), phase = member("phase", quoted("sustained"));
   const double idle_from = milliseconds(Clock::now() - since);
-  const double until = idle_from + 1e3 * std::min(15.0, std::max(1.0, seconds / 4.0));
+  const double until = idle_from + 1e3 * settings.pause;
   for (double now = idle_from; now < until && !stop_asked; now = milliseconds(Clock::now() - since)) {
     usleep(static_cast<useconds_t>(1e3 * std::min(kStateSeconds * 1e3, until - now)));
     say_state(milliseconds(Clock::now() - since), "idle", index);
   }
   const double started = milliseconds(Clock::now() - since);
-  for (double said = started, now = started; now - started < seconds * 1e3 && !stop_asked;) {
+  for (double said = started, now = started; now - started < settings.sustained * 1e3 && !stop_asked;) {
     const double before = milliseconds(Clock::now() - since);
     const std::string fault = subject.model->run();
     now = milliseconds(Clock::now() - since);
@@ -652,7 +655,7 @@ void measure(std::vector<Subject>& subjects, const Settings& settings) {
   say_state(milliseconds(Clock::now() - started), "after");
   if (settings.sustained == 0.0) return;
   for (auto& subject : subjects) {
-    if (!stop_asked) sustain(subject, settings.sustained, started);
+    if (!stop_asked) sustain(subject, settings, started);
   }
 }
 
