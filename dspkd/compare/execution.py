@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dspkd.compare.plan import Cell, Plan, comparison_toml
+from dspkd.compare.plan import Cell, Plan
+from dspkd.compare.spec import comparison_toml
 from dspkd.config import RunConfig, load_toml, parse_run_config, to_toml
 from dspkd.errors import ConfigError, DspkdError, ModelError, OutputError
 from dspkd.fileio import ensure_dir, write_json, write_text
