@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -25,12 +26,15 @@ __all__ = ["SERIAL", "AdbDevice"]
 SERIAL = re.compile(r"[A-Za-z0-9\[_][A-Za-z0-9._:%\[\]-]*")
 # Starting adb's server, and a device that is asked for its state.
 ANSWER_SECONDS = 30
+# States that adb leaves by itself, soon.
+UNSETTLED = {"authorizing", "connecting"}
+SETTLE_SECONDS = 5
 # adb's own exit code says nothing sure about how a command ended, so the script's last word does.
 ENDED = re.compile(r"\n?^dspkd-ended (\d+)\n?\Z", re.MULTILINE)
-PARENT = "$(test -d /data/local/tmp && echo /data/local/tmp || echo ${TMPDIR:-/tmp})"
+PARENT = '$(test -d /data/local/tmp && echo /data/local/tmp || printf %s "${TMPDIR:-/tmp}")'
 # What adb or the device says, and what helps. The first that is found applies.
 FIXES = (
-    ("unauthorized", "unlock the phone and accept this computer's key in the dialog it shows"),
+    ("authoriz", "unlock the phone and accept this computer's key in the dialog it shows"),
     ("no permissions", "let your user open USB devices: on Debian apt install android-sdk-platform-tools-common"),
     ("offline", "unplug it and plug it in again, or run: adb reconnect"),
     ("No space left on device", "make room on the device"),
@@ -130,10 +134,11 @@ class AdbDevice(ShellDevice):
     def _choose(self) -> str:
         """The serial of the device that is meant, once it is ready."""
         wanted = self._serial or os.environ.get("ANDROID_SERIAL", "")
-        done = self._execute([self._adb, "devices"])
-        if done.returncode != 0:
-            raise DeviceError(f"{self.url}: adb does not run: {_said(done)}", hint=self._hint(_said(done)))
-        attached = dict(line.split(None, 1) for line in lines(done.stdout)[1:] if len(line.split(None, 1)) == 2)
+        deadline = time.monotonic() + SETTLE_SECONDS
+        attached = self._attached()
+        while time.monotonic() < deadline and not UNSETTLED.isdisjoint(attached.values()):
+            time.sleep(0.2)
+            attached = self._attached()
         listed = ", ".join(attached) or "none"
         if not wanted and len(attached) > 1:
             raise DeviceError(f"several devices are attached: {listed}", hint="say which: --device adb:SERIAL")
@@ -144,6 +149,13 @@ class AdbDevice(ShellDevice):
         if attached[serial] != "device":
             raise DeviceError(f"adb:{serial} is {attached[serial]}", hint=self._hint(attached[serial]))
         return serial
+
+    def _attached(self) -> dict[str, str]:
+        """{serial: state}"""
+        done = self._execute([self._adb, "devices"])
+        if done.returncode != 0:
+            raise DeviceError(f"{self.url}: adb does not run: {_said(done)}", hint=self._hint(_said(done)))
+        return dict(line.split(None, 1) for line in lines(done.stdout)[1:] if len(line.split(None, 1)) == 2)
 
     def _call(self, *words: str, timeout: float | None = ANSWER_SECONDS) -> Completed:
         return self._execute([self._adb, "-s", self._serial, *words], timeout=timeout)

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dspkd.errors import DeviceError, MissingDependencyError, VerificationError
 from dspkd.quiet import quiet_libraries
 
-__all__ = ["RUNTIMES", "LoadedModel", "load_model", "to_input"]
+__all__ = ["RUNTIMES", "LoadedModel", "first_line", "load_model", "to_input"]
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -148,9 +147,10 @@ def load_model(target: str, path: Path, *, threads: int = 1) -> LoadedModel:
         raise
     except Exception as error:  # each runtime has exceptions of its own, derived from nothing but Exception
         raise VerificationError(
-            f"{path} cannot be loaded by its runtime: {_first_line(error)}", hint="export again"
+            f"{path} cannot be loaded by its runtime: {first_line(error)}", hint="export again"
         ) from error
 
 
-def _first_line(error: Any) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, or its name if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -38,7 +38,8 @@ CNXN, OPEN, OKAY, WRTE, CLSE, AUTH = map(_word, (b"CNXN", b"OPEN", b"OKAY", b"WR
 
 class FakePhone:
     """A daemon at `serial` (127.0.0.1:port). `mood`: ready, unauthorized (never accepts a key), silent (never answers)
-    or old (without shell v2). `on_service` is called with the name of every service that is asked for.
+    or old (without shell v2). `on_service` is called with the name of every service that is asked for, `on_file` with
+    the path of every file that has arrived. `services` is all that was asked for, `said` all that commands printed.
     """
 
     def __init__(self, folder, mood="ready"):
@@ -47,7 +48,8 @@ class FakePhone:
             path.mkdir(parents=True)
         self.mood, self.free_bytes = mood, None
         self.on_service = lambda name: None
-        self.services = []
+        self.on_file = lambda path: None
+        self.services, self.said = [], bytearray()
         self.environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "TMPDIR": str(self.work)}
         self._links = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -224,6 +226,7 @@ class _Shell:
         with source:
             try:
                 while data := os.read(source.fileno(), 1 << 16):
+                    self._phone.said += data
                     self._say(kind, data)
             except OSError:
                 pass
@@ -291,6 +294,7 @@ def _receive_file(phone, stream, path, mode):
         raise OSError(28, "No space left on device")
     Path(path).write_bytes(data)
     Path(path).chmod(stat.S_IMODE(int(mode)))
+    phone.on_file(Path(path))
 
 
 class AdbServer:

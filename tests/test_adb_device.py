@@ -6,7 +6,7 @@ What every device does is tested in test_devices.py.
 import threading
 
 import pytest
-from fake_adbd import adb, phone
+from fake_adbd import FakePhone, adb, phone
 from watching import running, wait_until
 
 from dspkd.adb_device import AdbDevice
@@ -149,6 +149,19 @@ def test_unplugged_while_a_command_runs(phone, tmp_path):
 def test_a_command_that_ends_with_255_is_no_lost_connection(phone):
     with open_device(phone.url) as device:
         assert device.run(["sh", "-c", "exit 255"]).returncode == 255
+
+
+def test_an_odd_folder_on_the_phone(adb, tmp_path):
+    odd = FakePhone(tmp_path / "it's $(touch HERE);  `id` & *")
+    adb.run("connect", odd.serial)
+    (tmp_path / "model").write_bytes(b"content")
+    with open_device(odd.url) as device:
+        device.push(tmp_path / "model", "model.pte")
+        assert device.run(["cat", "model.pte"]).stdout == "content"
+        device.pull("model.pte", tmp_path / "back")
+        assert len(odd.left()) == 1
+    assert (tmp_path / "back").read_bytes() == b"content"
+    assert odd.left() == []
 
 
 def test_odd_paths(phone, tmp_path):

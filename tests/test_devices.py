@@ -245,6 +245,19 @@ def test_a_device_that_is_full(tmp_path_factory, tmp_path, monkeypatch):
     assert "make room" in caught.value.hint
 
 
+def test_an_odd_folder_on_the_device(tmp_path_factory, tmp_path, monkeypatch):
+    odd = tmp_path / "it's $(touch HERE);  `id` & *"
+    odd.mkdir()
+    (tmp_path / "model").write_bytes(b"content")
+    with serve(tmp_path_factory.mktemp("odd"), TMPDIR=odd) as server:
+        monkeypatch.setenv("DSPKD_SSH_CONFIG", str(server.ssh_config))
+        with open_device(server.url) as device:
+            device.push(tmp_path / "model", "model.pte")
+            assert device.run(["cat", "model.pte"]).stdout == "content"
+            assert len(list(odd.iterdir())) == 1
+        assert list(odd.iterdir()) == []
+
+
 def test_a_login_script_that_talks_is_no_trouble(tmp_path_factory, monkeypatch):
     home = tmp_path_factory.mktemp("home")
     (home / "environment.sh").write_text("echo welcome\n")

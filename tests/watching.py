@@ -19,8 +19,20 @@ def processes():
             yield int(folder.name), int(rest.split()[1]), name, words
 
 
-def running(word):
-    return [pid for pid, _, _, words in processes() if word in words and pid != os.getpid()]
+def running(word, within=""):
+    """The processes with that word in their command line that work in a folder or below it; no shell that waits."""
+    return [
+        pid
+        for pid, _, name, words in processes()
+        if word in words and pid != os.getpid() and name not in ("sh", "dash", "bash") and _works_in(pid, within)
+    ]
+
+
+def _works_in(pid, folder):
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink()).startswith(str(folder))
+    except OSError:
+        return False
 
 
 def wait_until(condition, seconds=15):

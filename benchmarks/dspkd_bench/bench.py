@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,29 @@ from PIL import Image
 
 from dspkd.artifact import GOLDEN
 from dspkd.devices import open_device
-from dspkd.errors import DeviceError, UsageError
+from dspkd.errors import DeviceError, DspkdError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
+from dspkd.runtimes import first_line
 from dspkd.student import load_student
-from dspkd_bench.agent import STATE_SECONDS, read_state
+from dspkd_bench.agent import Plan, Rule, batched_call, describe, measure_calls, pin
 from dspkd_bench.complexity import count
-from dspkd_bench.environment import describe_environment, load_average
-from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
-from dspkd_bench.memory import measure_memory
-from dspkd_bench.remote import Model, RemoteRun, measure_remote
-from dspkd_bench.statistics import Verdict, flags, judge, overall
-from dspkd_bench.subjects import Subject, open_subject
+from dspkd_bench.environment import describe_environment, facts, load_average
+from dspkd_bench.latency import Series, StopRule, latency_summary, ratio_of_medians, thinned
+from dspkd_bench.memory import measure_memory, memory_record
+from dspkd_bench.peers import stock_subjects
+from dspkd_bench.phone import watch_phone
+from dspkd_bench.recording import Recording
+from dspkd_bench.remote import Model, measure_remote
+from dspkd_bench.statistics import Verdict, flags, judge, overall, with_doubts
+from dspkd_bench.subjects import Batched, ProviderError, Subject, open_batched, open_subject
+from dspkd_bench.under_load import power_trace, shown_states, under_load
 
 __all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
+MEMORY = ("before_kib", "peak_kib", "resident_kib")
+LATENCY_PHASES = ("before", "rounds", "after")
 Progress = Callable[[int, int, str], None]
 
 
@@ -52,20 +60,37 @@ class BenchConfig:
     pixels: np.ndarray | None = None
     device: str = "local"
     """`local`, or what `dspkd.devices.open_device` takes."""
+    peers: Sequence[str] = ()
+    """Out of `dspkd_bench.peers.PEERS`: the networks among `folders`, but not the teacher, in these forms too."""
+    batches: Sequence[int] = (1,)
+    """Sizes above 1 are measured after, by those that take so many pictures in a call; 1 always is."""
+    sustained_s: float = 0.0
+    """Then each subject also runs alone for so long, and its energy is measured where there is a sensor."""
+    cores: Sequence[int] | None = None
+    """Those that may be used; None: all that this process may."""
+    providers: Sequence[str] = ("cpu",)
+    """ONNX Runtime's, out of `agent.PROVIDERS`: ONNX artifacts are measured with each of them."""
+
+    @property
+    def larger_batches(self) -> tuple[int, ...]:
+        return tuple(sorted({size for size in self.batches if size > 1}))
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(Rule(**asdict(self.stop)), self.sustained_s, self.larger_batches)
 
 
 @dataclass(slots=True)
 class _Measured:
-    """What measuring gave, here or on a device, by the subjects' names."""
+    """What measuring gave, here or on a device; `recording` and `cold` by the subjects' places."""
 
     environment: dict[str, Any]
     device: dict[str, Any]
-    series: dict[str, Series]
-    cold: dict[str, dict[str, Any]]
+    recording: Recording
+    cold: dict[int, dict[str, Any]]
     """load_ms, first_inference_ms, memory, runtime, device_check; what was not measured is absent."""
-    states: list[dict[str, Any]]
-    failed: dict[str, str] = field(default_factory=dict)
-    interrupted: str | None = None
+    doubts: list[str] = field(default_factory=list)
+    """Why the device may not have been itself."""
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -82,89 +107,175 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     teacher_sha256 = load_student(config.teacher).card.weights_sha256 if config.teacher else None
     teacher = [config.teacher] if config.teacher and here else []
     folders = list(dict.fromkeys([*teacher, *config.folders]))
-    subjects = [
-        open_subject(folder, threads=config.threads, teacher_sha256=teacher_sha256, here=here) for folder in folders
-    ]
-    named = dict(zip(_unique_names(subjects), subjects, strict=True))
-    measured = (_measure_here if here else _measure_there)(named, config, progress)
-    return _results(named, measured, config)
+    with _pinned(config.cores if here else None):
+        return _run(folders, teacher_sha256, config, here, progress)
+
+
+@contextmanager
+def _pinned(cores: Sequence[int] | None) -> Iterator[None]:
+    """This thread, and what it starts, on these cores meanwhile."""
+    before = os.sched_getaffinity(0) if cores is not None and hasattr(os, "sched_getaffinity") else None
+    fault = pin(cores)
+    if fault:
+        raise UsageError(fault, hint="give --cores that it has")
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def _run(
+    folders: Sequence[Path],
+    teacher_sha256: str | None,
+    config: BenchConfig,
+    here: bool,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    subjects: list[Subject] = []
+    unopened: dict[str, str] = {}
+    for folder in folders:
+        _open(folder, teacher_sha256, config, here, subjects, unopened)
+    if not subjects:
+        raise DeviceError(
+            "none of them can be measured: " + "; ".join(f"{name}: {why}" for name, why in unopened.items()),
+            hint="leave --providers out to measure on the processor",
+        )
+    networks = [s.path for s in subjects if s.target == "pytorch" and s.role != "teacher"]
+    if config.peers and not (here and networks):
+        raise UsageError(
+            "peers are stock exports of a network in PyTorch, made and measured on this machine",
+            hint="give its run or student folder too, for example as --student" if here else "leave --device out",
+        )
+    with stock_subjects(networks, config.peers, threads=config.threads) as (peers, unbuilt):
+        subjects += peers
+        named = dict(zip(_unique_names(subjects), subjects, strict=True))
+        measured = (_measure_here if here else _measure_there)(named, config, progress)
+        results = _results(named, measured, config)
+    for name, message in (unopened | unbuilt).items():
+        results["failed"].append({"name": name, "message": message})
+    return results
+
+
+def _open(
+    folder: Path,
+    teacher_sha256: str | None,
+    config: BenchConfig,
+    here: bool,
+    subjects: list[Subject],
+    unopened: dict[str, str],
+) -> None:
+    """Append the folder's subjects: an ONNX artifact once for each provider, anything else once."""
+    for provider in config.providers:
+        try:
+            subject = open_subject(
+                folder, threads=config.threads, teacher_sha256=teacher_sha256, here=here, provider=provider
+            )
+        except ProviderError as error:
+            unopened[open_subject(folder, threads=config.threads, here=False, provider=provider).name] = error.message
+            continue
+        subjects.append(subject)
+        if subject.target != "onnx":
+            return
 
 
 def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
-    calls = {name: _call(subject, config.pixels) for name, subject in named.items()}
+    calls = {str(i): _call(subject, config.pixels) for i, subject in enumerate(named.values())}
     environment = describe_environment(config.threads)
-    states, looked = [read_state()], time.monotonic()
+    recording = Recording(machine=describe())
 
-    def during(number: int, total: int, what: str) -> None:
-        # No more often than the agent looks: on a board with many cores it reads many files.
-        nonlocal looked
-        if time.monotonic() - looked >= STATE_SECONDS:
-            states.append(read_state())
-            looked = time.monotonic()
-        if progress:
-            progress(number, total, what)
+    def say(event: str, **values: Any) -> None:
+        recording.take({"event": event, **values})
+        if progress and event == "times":
+            if values.get("phase") == "sustained":
+                progress(values["index"], len(calls), "measuring sustained load")
+            elif "batch" in values:
+                progress(0, 1, f"measuring batch {values['batch']}")
+            else:
+                progress(len(recording.series[values["index"]].ms), config.stop.max_rounds, "measuring latency")
 
-    series = measure_interleaved(calls, config.stop, progress=during)
-    states.append(read_state())
+    measure_calls(calls, config.plan, say, _batched_calls(list(named.values()), config, say))
     environment["load_average_1min_after"] = load_average()
-    cold: dict[str, dict[str, Any]] = {name: {"runtime": subject.runtime} for name, subject in named.items()}
-    for number, (name, subject) in enumerate(named.items() if config.memory else ()):
+    cold: dict[int, dict[str, Any]] = {i: {"runtime": subject.runtime} for i, subject in enumerate(named.values())}
+    for number, subject in enumerate(named.values() if config.memory else ()):
         if progress:
             progress(number, len(named), "measuring memory")
-        memory = measure_memory(subject.path, threads=config.threads)
+        # Another process could open the folder of a peer's network, and would measure PyTorch.
+        memory = (
+            None
+            if subject.role == "peer"
+            else measure_memory(subject.path, threads=config.threads, provider=subject.provider)
+        )
         if memory:
-            cold[name] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
+            cold[number] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
     device = {"url": "local", "kind": "local", "name": environment["cpu"], "machine": environment["machine"]}
-    return _Measured(environment, device, series, cold, states)
+    return _Measured(environment, device | {"facts": facts(recording.machine)}, recording, cold)
 
 
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
-    models = [Model(subject.model_file, subject.target, _picture(subject)) for subject in named.values()]
+    models = [
+        Model(subject.model_file, subject.target, _picture(subject), subject.batch_file, subject.provider)
+        for subject in named.values()
+    ]
     if progress:
         progress(0, 1, f"measuring on {config.device}")
-    with open_device(config.device) as device:
-        run = measure_remote(device, models, config.stop, threads=config.threads)
-    names = list(named)
-    failed = {names[i]: why for i, why in run.failed.items()}
+    with open_device(config.device) as device, watch_phone(device) as phone:
+        url = device.url
+        run = measure_remote(
+            device,
+            models,
+            config.stop,
+            threads=config.threads,
+            sustained_s=config.sustained_s,
+            batches=config.larger_batches,
+            cores=config.cores,
+            cold=config.memory,
+        )
+    names, subjects = list(named), list(named.values())
     if not run.series:
+        said = "; ".join(f"{names[i]}: {why}" for i, why in run.failed.items())
         raise DeviceError(
-            f"{config.device} can run none of them: " + "; ".join(f"{name}: {why}" for name, why in failed.items()),
+            f"{config.device} can run none of them: {said}",
             hint=f"see what is missing there: dspkd doctor --device {config.device}",
         )
     return _Measured(
         environment=_environment_there(run, config.threads),
         device={
-            "url": config.device,
-            "kind": config.device.partition(":")[0],
+            "url": url,
+            "kind": url.partition(":")[0],
             "name": run.machine.get("cpu"),
             "machine": run.machine["machine"],
+            "facts": facts(run.machine),
+            **(phone.as_dict() if phone else {}),
         },
-        series={names[i]: series for i, series in run.series.items()},
-        cold={names[i]: _cold_there(named[names[i]], event, run.outputs.get(i)) for i, event in run.loaded.items()},
-        states=run.states,
-        failed=failed,
-        interrupted=run.interrupted,
+        doubts=phone.doubts if phone else [],
+        recording=run,
+        cold={i: _cold_there(i, subjects[i], run) for i in run.loaded},
     )
 
 
-def _environment_there(run: RemoteRun, threads: int) -> dict[str, Any]:
+def _environment_there(run: Recording, threads: int) -> dict[str, Any]:
     first, last = (run.states[0], run.states[-1]) if run.states else ({}, {})
-    said = {key: run.machine.get(key) for key in ("cpu", "cores", "os", "machine", "python")}
+    said = {key: run.machine.get(key) for key in ("cpu", "cores", "affinity", "os", "machine", "python")}
     return said | {
         "governor": ", ".join(first.get("governor") or []) or None,
         "load_average_1min": first.get("load1"),
         "load_average_1min_after": last.get("load1"),
         "threads": threads,
-        "packages": {},
+        "packages": run.machine.get("packages") or {},
     }
 
 
-def _cold_there(subject: Subject, event: dict[str, Any], output: list[float] | None) -> dict[str, Any]:
+def _cold_there(index: int, subject: Subject, run: Recording) -> dict[str, Any]:
+    loaded, output = run.loaded[index], run.outputs.get(index)
+    apart = run.cold.get(index, {})
     cold: dict[str, Any] = {
-        "runtime": event["runtime"],
-        "load_ms": event["load_ms"],
-        "first_inference_ms": event["first_ms"],
+        "runtime": loaded["runtime"],
+        "load_ms": apart.get("load_ms", loaded["load_ms"]),
+        "first_inference_ms": apart.get("first_ms", loaded["first_ms"]),
     }
+    if all(apart.get(name) is not None for name in MEMORY):
+        cold["memory"] = memory_record(*(apart[name] / 1024 for name in MEMORY))
     golden = _golden(subject)
     if golden and output:
         difference = float(np.abs(np.asarray(output) - golden[1]).max())
@@ -195,16 +306,18 @@ def _noise(size: int) -> np.ndarray:
 
 
 def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig) -> dict[str, Any]:
-    cores = measured.environment.get("cores") or 1
+    names, run = list(named), measured.recording
+    trace = power_trace(run, config.sustained_s)
     records, verdicts = [], []
-    for name, subject in named.items():
-        if name in measured.series:
-            record, verdict = _record(name, subject, measured, cores)
+    for index, (name, subject) in enumerate(named.items()):
+        if index in run.series:
+            record, verdict = _record(index, name, subject, measured)
+            record |= under_load(index, run, trace)
             records.append(record)
             verdicts.append(verdict)
     validity = overall(verdicts, [record["name"] for record in records]).as_dict()
-    if measured.interrupted:
-        validity = {"verdict": "invalid", "reasons": [f"broke off: {measured.interrupted}", *validity["reasons"]]}
+    if run.interrupted:
+        validity = {"verdict": "invalid", "reasons": [f"broke off: {run.interrupted}", *validity["reasons"]]}
     pictures = "seeded noise" if config.pixels is None else f"{len(config.pixels)} pictures"
     return {
         "schema_version": RESULTS_SCHEMA_VERSION,
@@ -217,20 +330,17 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
             "batch": 1,
             "threads": config.threads,
             "input": pictures if config.device == "local" else "the artifact's first golden picture",
+            "batches": [1, *config.larger_batches],
+            "sustained_seconds": config.sustained_s,
             **asdict(config.stop),
         },
         "subjects": records,
-        "ratios": _ratios(records, {name: series.ms for name, series in measured.series.items()}),
+        "ratios": _ratios(records, {names[i]: series.ms for i, series in run.series.items()}),
         "validity": validity,
-        "states": _thin_states(measured.states),
-        "failed": [{"name": name, "message": message} for name, message in measured.failed.items()],
-        "interrupted": measured.interrupted,
+        "states": shown_states(run, names, trace),
+        "failed": _failed(run, names, list(named.values()), config),
+        "interrupted": run.interrupted,
     }
-
-
-def _thin_states(states: list[dict[str, Any]], most: int = 60) -> list[dict[str, Any]]:
-    """First, last, and evenly many between."""
-    return states if len(states) <= most else [states[i * (len(states) - 1) // (most - 1)] for i in range(most)]
 
 
 def _unique_names(subjects: Sequence[Subject]) -> list[str]:
@@ -243,26 +353,76 @@ def _unique_names(subjects: Sequence[Subject]) -> list[str]:
 
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
     """One inference with batch 1; the input is ready in memory."""
-    if pixels is None:
-        pictures = [subject.input_of(_noise(subject.size))]
-    else:
-        squares = (resize_square(Image.fromarray(one), subject.size, "bilinear") for one in pixels)
-        pictures = [subject.input_of(square[None]) for square in squares]
-    following = cycle(pictures)
+    following = cycle(_inputs(subject, pixels))
     return lambda: subject.run(next(following))
 
 
-def _record(name: str, subject: Subject, measured: _Measured, cores: int) -> tuple[dict[str, Any], Verdict]:
+def _inputs(subject: Subject, pixels: np.ndarray | None) -> list[np.ndarray]:
+    if pixels is None:
+        return [subject.input_of(_noise(subject.size))]
+    squares = (resize_square(Image.fromarray(one), subject.size, "bilinear") for one in pixels)
+    return [subject.input_of(square[None]) for square in squares]
+
+
+def _batched_calls(
+    subjects: Sequence[Subject], config: BenchConfig, say: Callable[..., None]
+) -> Iterator[tuple[int, dict[str, Callable[[], object]]]]:
+    """For each size the calls of those that take so many pictures, loaded when the first is asked for."""
+    opened: dict[int, Batched] = {}
+    for index, subject in enumerate(subjects if config.larger_batches else ()):
+        try:
+            batched = open_batched(subject, threads=config.threads)
+        except DspkdError as error:
+            say("failed", index=index, batch=config.larger_batches[0], message=error.message)
+            continue
+        if batched is not None:
+            opened[index] = batched
+    for size in config.larger_batches:
+        calls = {}
+        for index, batched in opened.items():
+            inputs = np.concatenate(list(islice(cycle(_inputs(subjects[index], config.pixels)), size)))
+            try:
+                calls[str(index)] = batched_call(batched.run, inputs, batched.most)
+            except Exception as error:  # a runtime that has no memory for so many has an exception of its own
+                say("failed", index=index, batch=size, message=first_line(error))
+        yield size, calls
+
+
+def _batch_records(sizes: Mapping[int, Series]) -> list[dict[str, Any]]:
+    records = []
+    for size, series in sorted(sizes.items()):
+        latency = latency_summary(series.ms)
+        records.append({"batch": size, "latency": latency, "throughput_per_s": 1e3 * size / latency["mean_ms"]})
+    return records
+
+
+def _failed(
+    run: Recording, names: Sequence[str], subjects: Sequence[Subject], config: BenchConfig
+) -> list[dict[str, str]]:
+    failed = [{"name": names[i], "message": message} for i, message in run.failed.items()]
+    for i in run.series if config.larger_batches else ():
+        why = run.batches_failed.get(i) or (None if subjects[i].batch_file else "its file takes one picture a call")
+        if why:
+            failed.append({"name": f"{names[i]}, batches above 1", "message": why})
+    return failed
+
+
+def _record(index: int, name: str, subject: Subject, measured: _Measured) -> tuple[dict[str, Any], Verdict]:
     complexity = count(create_model(subject.architecture, subject.num_classes), subject.size)
-    series, cold = measured.series[name], measured.cold.get(name, {})
+    series, cold = measured.recording.series[index], measured.cold.get(index, {})
     latency, shapes = latency_summary(series.ms), flags(series.ms)
-    verdict = _with_answer(judge(latency, shapes, measured.states, cores), cold.get("device_check"))
+    # What happens later, under a load of minutes, says nothing against these times.
+    states = [state for state in measured.recording.states if state.get("phase", "rounds") in LATENCY_PHASES]
+    cores = measured.environment.get("cores") or 1
+    verdict = with_doubts(judge(latency, shapes, states, cores), measured.doubts)
+    verdict = _with_answer(verdict, cold.get("device_check"))
     record = {
         "name": name,
         "role": subject.role,
         "path": str(subject.path),
         "architecture": subject.architecture,
         "target": subject.target,
+        "provider": subject.provider if subject.target == "onnx" else None,
         "precision": subject.precision,
         "runtime": cold.get("runtime") or subject.runtime,
         "weights_sha256": subject.weights_sha256,
@@ -272,6 +432,7 @@ def _record(name: str, subject: Subject, measured: _Measured, cores: int) -> tup
         "first_inference_ms": cold.get("first_inference_ms"),
         "latency": latency,
         "throughput_per_s": 1e3 / latency["mean_ms"],
+        "batches": _batch_records(measured.recording.batches.get(index, {})),
         "series": thinned(series),
         "flags": shapes,
         "validity": verdict.as_dict(),
@@ -291,18 +452,18 @@ def _with_answer(verdict: Verdict, check: dict[str, Any] | None) -> Verdict:
 
 
 def _ratios(records: list[dict[str, Any]], times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    teachers = {record["target"]: record for record in reversed(records) if record["role"] == "teacher"}
+    teachers = {_runtime(record): record for record in reversed(records) if record["role"] == "teacher"}
     ratios = []
     for record in records:
-        if record["role"] == "teacher" or not teachers:
+        if record["role"] in ("teacher", "peer") or not teachers:
             continue
-        teacher = teachers.get(record["target"]) or teachers.get("pytorch") or next(iter(teachers.values()))
+        teacher = teachers.get(_runtime(record)) or teachers.get(("pytorch", None)) or next(iter(teachers.values()))
         own, theirs = record["complexity"], teacher["complexity"]
         ratios.append(
             {
                 "subject": record["name"],
                 "teacher": teacher["name"],
-                "same_runtime": teacher["target"] == record["target"],
+                "same_runtime": _runtime(teacher) == _runtime(record),
                 "parameters": theirs["parameters"] / own["parameters"],
                 "macs": theirs["macs"] / own["macs"],
                 "file_bytes": teacher["file_bytes"] / record["file_bytes"],
@@ -310,3 +471,7 @@ def _ratios(records: list[dict[str, Any]], times: dict[str, list[float]]) -> lis
             }
         )
     return ratios
+
+
+def _runtime(record: Mapping[str, Any]) -> tuple[str, str | None]:
+    return record["target"], record["provider"]

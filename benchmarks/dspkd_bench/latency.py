@@ -17,11 +17,23 @@ import numpy as np
 from dspkd_bench.agent import Rule, early_stopping_rank, measure_rounds, warm_up
 from dspkd_bench.statistics import autocorrelation_time, percentile_interval
 
-__all__ = ["Series", "StopRule", "latency_summary", "measure_interleaved", "ratio_of_medians", "thinned"]
+__all__ = [
+    "Series",
+    "StopRule",
+    "latency_summary",
+    "measure_interleaved",
+    "ratio_of_medians",
+    "sustained_summary",
+    "thinned",
+]
 
 Call = Callable[[], object]
 # LoadGen gives no estimate from fewer queries.
 MLPERF_LEAST = 64
+# A sustained phase of at least ten times as long begins with it.
+BURST_SECONDS = 3.0
+LEAST_CALLS = 5
+MOST_POINTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ def measure_interleaved(
 ) -> dict[str, Series]:
     """The counted calls of each subject, all series of the same length. The garbage collector is off meanwhile.
 
-    The order is turned by one place every round, so that no subject always follows the same other one.
+    The order is drawn anew every round, so that no subject always follows the same other one.
     """
     rule = Rule(**asdict(stop))
     warm_up(subjects, rule, clock_ns)
@@ -118,9 +130,36 @@ def _blocks(rng: np.random.Generator, n: int, block: int, repetitions: int) -> n
 
 def thinned(series: Series, most: int = 400) -> dict[str, list[float]]:
     """The series for a picture: every call, or the medians of equally many neighbours, at most `most` points."""
-    width = math.ceil(len(series.ms) / most)
-    cuts = range(0, len(series.ms), width)
     return {
-        "at_s": [round(float(np.median(series.at_s[i : i + width])), 4) for i in cuts],
-        "ms": [round(float(np.median(series.ms[i : i + width])), 5) for i in cuts],
+        "at_s": [round(value, 4) for value in _medians(series.at_s, most)],
+        "ms": [round(value, 5) for value in _medians(series.ms, most)],
+    }
+
+
+def _medians(values: Sequence[float], most: int) -> list[float]:
+    """The values, or the medians of equally many neighbours, at most `most`."""
+    width = math.ceil(len(values) / most)
+    return [float(np.median(values[i : i + width])) for i in range(0, len(values), width)]
+
+
+def sustained_summary(series: Series) -> dict[str, Any]:
+    """Of a subject that ran alone without a break, after a pause: `burst_ms` is the median of its first 3 seconds (a
+    tenth of it, if it was shorter than 30 s), `sustained_ms` that of its last quarter, `ratio` sustained / burst.
+
+    `seconds` is how long it ran; the times of `series` are counted from its first call.
+    """
+    at_s = np.asarray(series.at_s) - series.at_s[0]
+    seconds = float(at_s[-1]) + series.ms[-1] / 1e3
+    first = max(LEAST_CALLS, int(np.searchsorted(at_s, min(BURST_SECONDS, seconds / 10))))
+    last = min(len(at_s) - LEAST_CALLS, int(np.searchsorted(at_s, 0.75 * seconds)))
+    burst, sustained = series.ms[:first], series.ms[max(0, last) :]
+    burst_ms, sustained_ms = float(np.median(burst)), float(np.median(sustained))
+    # A fast network is called a hundred thousand times: medians of neighbours keep the bootstrap small.
+    interval = ratio_of_medians(_medians(sustained, MOST_POINTS), _medians(burst, MOST_POINTS))["interval"]
+    return {
+        "seconds": seconds,
+        "burst_ms": burst_ms,
+        "sustained_ms": sustained_ms,
+        "ratio": {"ratio": sustained_ms / burst_ms, "interval": interval},
+        "series": thinned(Series(series.ms, at_s.tolist())),
     }

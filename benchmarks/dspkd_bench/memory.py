@@ -1,4 +1,4 @@
-"""Peak memory of one subject, measured in a process of its own: `python -m dspkd_bench.memory FOLDER THREADS`.
+"""Peak memory of one subject, in a process of its own: `python -m dspkd_bench.memory FOLDER THREADS PROVIDER`.
 
 The peak resident set is the operating system's (VmHWM on Linux), of loading and of running three times. The
 increases are over the resident set once the runtime's libraries are imported, since those are the host language's
@@ -10,7 +10,6 @@ the imports left out.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -19,14 +18,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dspkd_bench.agent import memory_kib
+from dspkd_bench.agent import memory_kib, reset_peak
 
-__all__ = ["measure_memory"]
+__all__ = ["measure_memory", "memory_record"]
 
 RUNS = 3
 
 
-def measure_memory(folder: Path, *, threads: int, timeout_s: float = 300.0) -> dict[str, Any] | None:
+def measure_memory(
+    folder: Path, *, threads: int, provider: str = "cpu", timeout_s: float = 300.0
+) -> dict[str, Any] | None:
     """{"peak_rss_mib", "increase_mib", "resident_increase_mib", "load_ms", "first_inference_ms"}.
 
     None where it cannot be measured: no /proc (not Linux), or the process of its own fails or takes longer than
@@ -37,7 +38,7 @@ def measure_memory(folder: Path, *, threads: int, timeout_s: float = 300.0) -> d
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "dspkd_bench.memory", str(folder), str(threads)],
+            [sys.executable, "-m", "dspkd_bench.memory", str(folder), str(threads), provider],
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -50,6 +51,16 @@ def measure_memory(folder: Path, *, threads: int, timeout_s: float = 300.0) -> d
     return result
 
 
+def memory_record(before_mib: float, peak_mib: float, resident_mib: float) -> dict[str, float]:
+    """Resident sets after the imports, at the peak, and after the last run."""
+    values = {
+        "peak_rss_mib": peak_mib,
+        "increase_mib": max(0.0, peak_mib - before_mib),
+        "resident_increase_mib": max(0.0, resident_mib - before_mib),
+    }
+    return {name: round(value, 1) for name, value in values.items()}
+
+
 def _status_mib(field: str) -> float:
     kib = memory_kib(field)
     if kib is None:
@@ -57,13 +68,7 @@ def _status_mib(field: str) -> float:
     return kib / 1024
 
 
-def _reset_peak() -> None:
-    """Imports may have needed more for a moment than they keep; that is not the model's peak."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _main(folder: Path, threads: int) -> None:
+def _main(folder: Path, threads: int, provider: str) -> None:
     import numpy as np
 
     import dspkd_bench.subjects
@@ -82,9 +87,9 @@ def _main(folder: Path, threads: int) -> None:
         torch.zeros(1)
     if target == "executorch":
         from executorch.extension.pybindings import portable_lib  # noqa: F401
-    _reset_peak()
+    reset_peak()
     before = _status_mib("VmRSS")
-    subject = dspkd_bench.subjects.open_subject(folder, threads=threads)
+    subject = dspkd_bench.subjects.open_subject(folder, threads=threads, provider=provider)
     image = subject.input_of(np.zeros((1, subject.size, subject.size, 3), dtype=np.uint8))
     started = time.perf_counter()
     subject.run(image)
@@ -93,14 +98,9 @@ def _main(folder: Path, threads: int) -> None:
         subject.run(image)
     peak = _status_mib("VmHWM")
     resident = _status_mib("VmRSS")
-    values = {
-        "peak_rss_mib": peak,
-        "increase_mib": max(0.0, peak - before),
-        "resident_increase_mib": max(0.0, resident - before),
-    }
-    values = {name: round(value, 1) for name, value in values.items()}
+    values = memory_record(before, peak, resident)
     print(json.dumps({**values, "load_ms": subject.load_ms, "first_inference_ms": first_ms}))
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

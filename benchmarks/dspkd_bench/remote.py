@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from dspkd import tensorrt_device
 from dspkd.devices import NOT_FOUND, Completed, Device
 from dspkd.errors import DeviceError
 from dspkd_bench import agent
-from dspkd_bench.latency import Series, StopRule
+from dspkd_bench.latency import StopRule
+from dspkd_bench.recording import Recording
 
-__all__ = ["Model", "RemoteRun", "measure_remote", "read_events"]
+__all__ = ["Model", "measure_remote", "read_events"]
 
 # Loading, and a runtime's own first optimisation, on a slow board.
 PATIENCE_SECONDS = 300.0
@@ -30,62 +31,57 @@ class Model:
     path: Path
     target: str
     picture: np.ndarray
-
-
-@dataclass(slots=True)
-class RemoteRun:
-    """What came back, by index of the model; an interrupted run holds what came before."""
-
-    machine: dict[str, Any] = field(default_factory=dict)
-    loaded: dict[int, dict[str, Any]] = field(default_factory=dict)
-    outputs: dict[int, list[float]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    series: dict[int, Series] = field(default_factory=dict)
-    states: list[dict[str, Any]] = field(default_factory=list)
-    interrupted: str | None = None
-    """Why it did not reach its end."""
+    batch_path: Path | None = None
+    """The file that takes more pictures in one call, if there is one; it may be the same."""
+    provider: str = "cpu"
+    """ONNX Runtime's execution provider: cpu, cuda or tensorrt."""
 
 
 def measure_remote(
-    device: Device, models: Sequence[Model], stop: StopRule, *, threads: int, patience_s: float = PATIENCE_SECONDS
-) -> RemoteRun:
+    device: Device,
+    models: Sequence[Model],
+    stop: StopRule,
+    *,
+    threads: int,
+    sustained_s: float = 0.0,
+    batches: Sequence[int] = (),
+    cores: Sequence[int] | None = None,
+    cold: bool = False,
+    patience_s: float = PATIENCE_SECONDS,
+) -> Recording:
     """Measure all models in turns on an open device: ExecuTorch programs with the C++ runner, all others with the
-    agent, so that two programs run one after the other where both kinds are asked for.
+    agent, so that two programs run one after the other where both kinds are asked for. After the rounds each model runs
+    alone for `sustained_s`. Only the agent knows `batches`, rounds with more pictures in a call, and `cold`, each model
+    in a process of its own before. `cores` are those that may be used.
 
     A run that breaks off after something was measured is returned with `interrupted`. Raises DeviceError if it broke
     off before, if another bench is running there, or if what came back is none of the agent's events.
     """
-    parts = [
-        [index for index, model in enumerate(models) if (model.target == "executorch") == native]
-        for native in (False, True)
-    ]
-    whole = RemoteRun()
-    for part, start in zip(parts, (_start_agent, _start_runner), strict=True):
+    plan = agent.Plan(agent.Rule(**asdict(stop)), sustained_s, tuple(batches))
+    whole = Recording()
+    for native in (False, True):
+        part = [index for index, model in enumerate(models) if (model.target == "executorch") == native]
         if not part or whole.interrupted:
             continue
-        if start is _start_agent and not device.runs_python:
+        if not native and not device.runs_python:
             whole.failed.update(dict.fromkeys(part, "it needs a Python, which a phone does not have"))
             continue
-        command = start(device, [models[i] for i in part], stop, threads)
+        own = [models[i] for i in part]
+        if native:
+            command = [*_taskset(cores), *_start_runner(device, own, plan, threads=threads)]
+        else:
+            command = _start_agent(device, own, plan, threads=threads, cores=cores, cold=cold)
         try:
-            run = _measure(device, command, stop.seconds + patience_s)
+            run = _measure(device, command, plan.seconds(len(part)) + patience_s)
         except DeviceError as error:
             if not whole.series:
                 raise
-            run = RemoteRun(interrupted=error.message)
-        _join(whole, run, part)
+            run = Recording(interrupted=error.message)
+        whole.join(run, part)
     return whole
 
 
-def _join(whole: RemoteRun, run: RemoteRun, part: Sequence[int]) -> None:
-    whole.machine = run.machine | whole.machine
-    for name in ("loaded", "outputs", "failed", "series"):
-        getattr(whole, name).update({part[i]: value for i, value in getattr(run, name).items() if i < len(part)})
-    whole.states += run.states
-    whole.interrupted = run.interrupted
-
-
-def _measure(device: Device, command: Sequence[str], timeout: float) -> RemoteRun:
+def _measure(device: Device, command: Sequence[str], timeout: float) -> Recording:
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         events = Path(scratch) / "events"
         fault: DeviceError | None = None
@@ -101,11 +97,16 @@ def _measure(device: Device, command: Sequence[str], timeout: float) -> RemoteRu
     return _finished(run, device, done, fault)
 
 
-def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:
+def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, threads: int) -> list[str]:
     """The runner for the device's kind of processor goes there; the command that starts it."""
-    from dspkd_bench.runner_build import build_runner
+    from dspkd_bench.runner_build import MACHINES, build_runner
 
     machine = device.run(["uname", "-m"], timeout=30).stdout.strip()
+    if machine not in MACHINES:
+        raise DeviceError(
+            f"{device.url} is {machine or 'of no known processor'}, and there is no runner for that",
+            hint=f"ExecuTorch programs are measured on {' and '.join(MACHINES)}",
+        )
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         kit = build_runner(Path(scratch) / "kit", machine=machine)
         for file in kit.files:
@@ -118,29 +119,58 @@ def _start_runner(device: Device, models: Sequence[Model], stop: StopRule, threa
             device.push(picture, f"program{index}.bin")
             given += ["--input", f"program{index}.bin"]
     device.run(["chmod", "700", *kit.executables], timeout=30)
+    rule = plan.rule
     options = {
-        "--seconds": stop.seconds,
-        "--min-rounds": stop.min_rounds,
-        "--max-rounds": stop.max_rounds,
-        "--warmup": stop.warmup_rounds,
+        "--seconds": rule.seconds,
+        "--min-rounds": rule.min_rounds,
+        "--max-rounds": rule.max_rounds,
+        "--warmup": rule.warmup_rounds,
+        "--sustained": plan.sustained_s,
         "--threads": threads,
+        **({} if rule.precision is None else {"--precision": rule.precision}),
     }
     programs = [f"program{index}.pte" for index in range(len(models))]
     return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *programs]
 
 
-def _start_agent(device: Device, models: Sequence[Model], stop: StopRule, threads: int) -> list[str]:
+def _taskset(cores: Sequence[int] | None) -> list[str]:
+    """The form with a mask in hex is the one that util-linux, busybox and Android's toybox share."""
+    return [] if cores is None else ["taskset", f"{sum(1 << core for core in set(cores)):x}"]
+
+
+def _start_agent(
+    device: Device,
+    models: Sequence[Model],
+    plan: agent.Plan,
+    *,
+    threads: int,
+    cores: Sequence[int] | None,
+    cold: bool,
+) -> list[str]:
     described = []
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         spec, picture = Path(scratch) / "spec.json", Path(scratch) / "picture"
         for index, model in enumerate(models):
-            name = f"model{index}{model.path.suffix}"
+            name = batch_name = f"model{index}{model.path.suffix}"
             device.push(model.path, name)
+            if plan.batches and model.batch_path not in (None, model.path):
+                batch_name = f"batches{index}{model.path.suffix}"
+                device.push(model.batch_path, batch_name)
             picture.write_bytes(np.ascontiguousarray(model.picture).tobytes())
             device.push(picture, f"picture{index}.bin")
-            size = model.picture.shape[0]
-            described.append({"file": name, "target": model.target, "picture": f"picture{index}.bin", "size": size})
-        spec.write_text(json.dumps({"models": described, "threads": threads, "rule": asdict(stop)}))
+            described.append(
+                {
+                    "file": name,
+                    "batch_file": batch_name if model.batch_path else None,
+                    "target": model.target,
+                    "provider": model.provider,
+                    "picture": f"picture{index}.bin",
+                    "size": model.picture.shape[0],
+                }
+            )
+        plan_of = {"rule": plan.rule._asdict(), "sustained_s": plan.sustained_s, "batches": plan.batches}
+        others = {"threads": threads, "cores": None if cores is None else list(cores), "cold": cold}
+        spec.write_text(json.dumps({"models": described, **plan_of, **others}))
         device.push(spec, "spec.json")
     device.push(Path(agent.__file__), "agent.py")
     if any(model.target == "tensorrt" for model in models):
@@ -148,29 +178,30 @@ def _start_agent(device: Device, models: Sequence[Model], stop: StopRule, thread
     return [device.python, "agent.py", "spec.json"]
 
 
-def _finished(run: RemoteRun | None, device: Device, done: Completed, fault: DeviceError | None) -> RemoteRun:
+def _finished(run: Recording | None, device: Device, done: Completed, fault: DeviceError | None) -> Recording:
     if run is None or not run.series:
         if fault is not None:
             raise fault
         if run is not None and run.failed and run.interrupted is None:
             return run
-        raise DeviceError(f"{device.url}: the agent ended early: {done.last_line}", hint=_after_end(done))
+        what = f"{device.url}: what measures ended early: {done.last_line}"
+        raise DeviceError(what, hint=_after_end(done, device.url))
     if fault is not None:
         run.interrupted = fault.message
     elif run.interrupted is not None:
-        run.interrupted = f"{device.url}: the agent ended early (exit code {done.returncode})"
+        run.interrupted = f"{device.url}: what measures ended early (exit code {done.returncode})"
     return run
 
 
-def _after_end(done: Completed) -> str:
+def _after_end(done: Completed, url: str) -> str:
     if done.returncode in (137, -9):
         return "it was killed, perhaps for memory: measure fewer or smaller models at once"
-    return "see what its Python says: run `dspkd doctor --device` on it"
+    return f"see what it has and lacks: dspkd doctor --device {url}"
 
 
-def read_events(text: str, url: str) -> RemoteRun | None:
+def read_events(text: str, url: str) -> Recording | None:
     """None if nothing was said. Raises DeviceError for text that is no event, except for a last line cut short."""
-    run = RemoteRun(interrupted="no end was reached")
+    run = Recording(interrupted="no end was reached")
     started = False
     for event in _events(text, url):
         started = True
@@ -200,59 +231,12 @@ def _garbage(url: str, line: Any) -> DeviceError:
     )
 
 
-def _take(run: RemoteRun, event: dict[str, Any], url: str) -> None:
+def _take(run: Recording, event: dict[str, Any], url: str) -> None:
     try:
-        _TAKERS.get(event["event"], _ignore)(run, event)
-    except (KeyError, TypeError, ValueError) as error:
+        run.take(event)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _garbage(url, event) from error
     if event["event"] == "busy":
         raise DeviceError(f"{url}: {event['message']}", hint="wait until it has ended")
-
-
-def _ignore(run: RemoteRun, event: dict[str, Any]) -> None:
-    pass
-
-
-def _start(run: RemoteRun, event: dict[str, Any]) -> None:
-    if event["protocol"] != agent.PROTOCOL:
-        raise ValueError("another protocol")
-    run.machine = {key: value for key, value in event.items() if key not in ("event", "protocol", "program")}
-
-
-def _loaded(run: RemoteRun, event: dict[str, Any]) -> None:
-    run.loaded[int(event["index"])] = event
-
-
-def _output(run: RemoteRun, event: dict[str, Any]) -> None:
-    run.outputs[int(event["index"])] = [float(value) for value in event["probabilities"]]
-
-
-def _failed(run: RemoteRun, event: dict[str, Any]) -> None:
-    run.failed[int(event["index"])] = str(event["message"])
-
-
-def _times(run: RemoteRun, event: dict[str, Any]) -> None:
-    series = run.series.setdefault(int(event["index"]), Series())
-    if len(event["at_ms"]) != len(event["ms"]):
-        raise ValueError("two lengths")
-    series.at_s.extend(float(value) / 1e3 for value in event["at_ms"])
-    series.ms.extend(float(value) for value in event["ms"])
-
-
-def _state(run: RemoteRun, event: dict[str, Any]) -> None:
-    run.states.append({key: value for key, value in event.items() if key != "event"})
-
-
-def _end(run: RemoteRun, event: dict[str, Any]) -> None:
-    run.interrupted = None
-
-
-_TAKERS = {
-    "start": _start,
-    "loaded": _loaded,
-    "output": _output,
-    "failed": _failed,
-    "times": _times,
-    "state": _state,
-    "end": _end,
-}
+    if event["event"] == "refused":
+        raise DeviceError(f"{url}: {event['message']}", hint="give --cores that it has")

@@ -62,7 +62,7 @@ class ReportContent:
     """Images with the HF mask over them, as one PNG picture."""
     strip_caption: str = ""
     commands: str = ""
-    """What to type, one command a line."""
+    """What to type, one command a line. The command of each bench stands beside its environment."""
     created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
@@ -130,7 +130,6 @@ def collect(results: Sequence[Path], runs: Sequence[Path] = ()) -> ReportContent
     return ReportContent(
         results=measured,
         runs=assign_teachers([summarise_run(folder) for folder in unique.values()], teachers),
-        commands="\n".join(result["command"] for result in measured if result.get("command")),
     )
 
 
@@ -140,7 +139,8 @@ def render_report(content: ReportContent) -> str:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ModuleNotFoundError as error:
         raise MissingDependencyError("the report page needs jinja2", hint="pip install 'dspkd[report]'") from error
-    from dspkd_bench.report_view import FILTERS, view
+    from dspkd_bench.report_numbers import FILTERS
+    from dspkd_bench.report_view import view
 
     environment = Environment(
         loader=PackageLoader("dspkd_bench"),

@@ -21,8 +21,9 @@ def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """RFC 4180; the units stand in the names of the columns, an empty cell was not measured."""
     text = io.StringIO()
     writer = csv.writer(text)
-    rows = [row for result in results for row in _rows(result)]
-    writer.writerow(COLUMNS)
+    columns = _columns(results)
+    rows = [row for result in results for row in _rows(result, columns)]
+    writer.writerow(columns)
     writer.writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
@@ -31,14 +32,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(FORMULA):
         return "'" + value
     return "" if value is None else value
-
-
-def _rows(result: Mapping[str, Any]) -> list[list[Any]]:
-    ratios = {ratio["subject"]: ratio for ratio in result["ratios"]}
-    return [
-        [column(result, subject, ratios.get(subject["name"])) for column in COLUMNS.values()]
-        for subject in result["subjects"]
-    ]
 
 
 Column = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None], Any]
@@ -56,8 +49,26 @@ def _of(*path: str) -> Column:
     return column
 
 
-def _end(number: int) -> Column:
-    return lambda result, subject, ratio: subject["latency"]["p50_interval_ms"][number]
+def _end(number: int, *path: str) -> Column:
+    """One end of an interval of the subject."""
+    interval = _of(*path)
+
+    def column(result: Mapping[str, Any], subject: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Any:
+        ends = interval(result, subject, ratio)
+        return ends[number] if ends else None
+
+    return column
+
+
+def _of_batch(size: int, *path: str) -> Column:
+    """A value of the subject's measurement with batches of `size`."""
+    value = _of(*path)
+
+    def column(result: Mapping[str, Any], subject: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Any:
+        measured = next((one for one in subject.get("batches") or () if one["batch"] == size), None)
+        return value(result, measured, ratio) if measured else None
+
+    return column
 
 
 COLUMNS: dict[str, Column] = {
@@ -79,11 +90,21 @@ COLUMNS: dict[str, Column] = {
     "first_inference_ms": _of("first_inference_ms"),
     "calls": _of("latency", "n"),
     "p50_ms": _of("latency", "p50_ms"),
-    "p50_low_ms": _end(0),
-    "p50_high_ms": _end(1),
+    "p50_low_ms": _end(0, "latency", "p50_interval_ms"),
+    "p50_high_ms": _end(1, "latency", "p50_interval_ms"),
     "p90_ms": _of("latency", "p90_ms"),
     "p99_ms": _of("latency", "p99_ms"),
     "throughput_per_s": _of("throughput_per_s"),
+    "burst_ms": _of("sustained", "burst_ms"),
+    "sustained_ms": _of("sustained", "sustained_ms"),
+    "sustained_over_burst": _of("sustained", "ratio", "ratio"),
+    "sustained_seconds": _of("sustained", "seconds"),
+    "energy_mj_per_inference": _of("energy", "mj_per_inference"),
+    "energy_low_mj": _end(0, "energy", "interval"),
+    "energy_high_mj": _end(1, "energy", "interval"),
+    "energy_active_w": _of("energy", "active_w"),
+    "energy_idle_w": _of("energy", "idle_w"),
+    "energy_sensor": _of("energy", "sensor"),
     "memory_increase_mib": _of("memory", "increase_mib"),
     "val_balanced_accuracy": _of("validation", "balanced_accuracy"),
     "val_images": _of("validation", "n"),
@@ -100,23 +121,57 @@ MARKDOWN = {
     "p50_ms": "p50, ms [95 %]",
     "p90_ms": "p90",
     "p99_ms": "p99",
+    "sustained_ms": "sustained, ms (/ burst)",
+    "energy_mj_per_inference": "energy, mJ [95 %]",
     "val_balanced_accuracy": "balanced accuracy (val)",
     "teacher_over_student_latency": "teacher / student, latency",
     "verdict": "verdict",
 }
+OPTIONAL = ("sustained_ms", "energy_mj_per_inference")
+"""Left out of the Markdown table where nothing has one."""
+
+
+def _columns(results: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """The fixed ones, then two for each size of batch that anything was measured with."""
+    subjects = [subject for result in results for subject in result["subjects"]]
+    sizes = sorted({one["batch"] for subject in subjects for one in subject.get("batches") or ()})
+    columns = dict(COLUMNS)
+    for size in sizes:
+        columns[f"batch_{size}_p50_ms"] = _of_batch(size, "latency", "p50_ms")
+        columns[f"batch_{size}_throughput_per_s"] = _of_batch(size, "throughput_per_s")
+    return columns
+
+
+def _rows(result: Mapping[str, Any], columns: Mapping[str, Column]) -> list[list[Any]]:
+    ratios = {ratio["subject"]: ratio for ratio in result["ratios"]}
+    return [
+        [column(result, subject, ratios.get(subject["name"])) for column in columns.values()]
+        for subject in result["subjects"]
+    ]
 
 
 def results_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """One table, and under it the command of each result."""
-    lines = ["| " + " | ".join(MARKDOWN.values()) + " |", "|---" * len(MARKDOWN) + "|"]
-    for result in results:
-        for values in _rows(result):
-            row = dict(zip(COLUMNS, values, strict=True))
-            lines.append("| " + " | ".join(_markdown_cell(name, row) for name in MARKDOWN) + " |")
+    columns = _columns(results)
+    rows = [dict(zip(columns, values, strict=True)) for result in results for values in _rows(result, columns)]
+    shown = {
+        name: title
+        for name, title in MARKDOWN.items()
+        if name not in OPTIONAL or any(row[name] is not None for row in rows)
+    }
+    shown |= {
+        name: name.replace("batch_", "batch ").replace("_throughput_per_s", ", images/s") for name in _rates(columns)
+    }
+    lines = ["| " + " | ".join(shown.values()) + " |", "|---" * len(shown) + "|"]
+    lines += ["| " + " | ".join(_markdown_cell(name, row) for name in shown) + " |" for row in rows]
     for result in results:
         if result.get("command"):
             lines += ["", f"    {result['command']}"]
     return "\n".join(lines) + "\n"
+
+
+def _rates(columns: Mapping[str, Column]) -> list[str]:
+    return [name for name in columns if name.startswith("batch_") and name.endswith("_throughput_per_s")]
 
 
 def _markdown_cell(name: str, row: Mapping[str, Any]) -> str:
@@ -125,6 +180,10 @@ def _markdown_cell(name: str, row: Mapping[str, Any]) -> str:
         return "not measured" if name != "teacher_over_student_latency" else ""
     if name == "p50_ms":
         return f"{value:.2f} [{row['p50_low_ms']:.2f}, {row['p50_high_ms']:.2f}]"
+    if name == "sustained_ms":
+        return f"{value:.2f} ({row['sustained_over_burst']:.2f})"
+    if name == "energy_mj_per_inference" and row["energy_low_mj"] is not None:
+        return f"{value:.2f} [{row['energy_low_mj']:.2f}, {row['energy_high_mj']:.2f}]"
     if name in ("parameters", "macs", "file_bytes"):
         return f"{value / 1e6:.3f}" if name == "parameters" else f"{value / 1e6:.2f}"
     if isinstance(value, float):

@@ -1,23 +1,27 @@
-"""What the report shows, computed from what was measured: rows, ratios, charts. The template only lays it out."""
+"""What the report shows of all that was measured and trained: headline, overview, accuracy, classes. One device's part
+is in `report_device`. The template only lays it out.
+"""
 
 from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from dspkd_bench.charts import Point, Series, line_chart, scatter_chart
+from dspkd_bench.charts import Series, line_chart
+from dspkd_bench.charts_calibration import reliability_chart
+from dspkd_bench.report_device import device_titles, device_view, file_row, headline_ratio
+from dspkd_bench.report_numbers import ROLES, RUNTIMES, count, ms, percent, times, unbroken
 
 if TYPE_CHECKING:
     from dspkd_bench.report import ReportContent, RunSummary
 
-__all__ = ["FILTERS", "ROLES", "view"]
+__all__ = ["view"]
 
-ROLES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Student distilled"}
 SCORES = (("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_f1", "Macro-F1"))
-RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
 # DSP-KD, Tables 1 and 6: Res2Net101 against ShuffleNetV2 x1.0 at 224 px.
 PAPER_RATIOS = {"parameters": 34.2, "macs": 54.7, "latency": 12.9}
 _ORDER = list(ROLES)
@@ -28,26 +32,32 @@ def view(content: ReportContent) -> dict[str, Any]:
     runs = sorted((run for run in content.runs if run.metrics), key=lambda r: _ORDER.index(r.role))
     groups = _groups(runs)
     detailed = [_run(run) for run in runs if run.metrics.get("per_class")]
-    benches = [_bench(result) for result in content.results]
+    titles = device_titles(content.results)
+    devices = [
+        device_view(result, title, number)
+        for number, (result, title) in enumerate(zip(content.results, titles, strict=True), start=1)
+    ]
     return {
         "title": content.title,
         "created": content.created,
         "notes": list(content.notes),
         "tiles": _tiles(content.results, groups),
         "findings": _findings(groups),
+        "pairs": _pairs(content.results, titles),
+        "matrix": _matrix(content.results, titles) if len(content.results) > 1 else None,
         "scores": SCORES,
         "groups": groups,
         "part": _parts(runs),
         "curves": _curves(runs),
         "runs": detailed,
         "comparison": _comparison(detailed),
-        "benches": benches,
-        "certified": any(bench["certificates"] for bench in benches),
+        "devices": devices,
+        "certificates": _certificates(devices),
+        "reliability": _reliability(runs, content.results),
         "strip": base64.b64encode(content.strip_png).decode() if content.strip_png else None,
         "strip_caption": content.strip_caption,
         "commands": content.commands,
         "roles": ROLES,
-        "paper": PAPER_RATIOS,
     }
 
 
@@ -91,7 +101,7 @@ def _first(groups: Sequence[dict[str, Any]], role: str) -> dict[str, Any] | None
 
 def _findings(groups: Sequence[dict[str, Any]]) -> list[str]:
     """What the numbers say about distillation, in sentences, whichever way it went."""
-    teacher, alone, distilled = (_first(groups, role) for role in _ORDER)
+    teacher, alone, distilled = (_first(groups, role) for role in ("teacher", "baseline", "student"))
     found = []
     if alone and not distilled:
         found.append("The student here was trained alone; none of these networks was distilled.")
@@ -104,16 +114,16 @@ def _findings(groups: Sequence[dict[str, Any]]) -> list[str]:
             direction = f"{'gains' if gain > 0 else 'loses'} {100 * abs(gain):.1f} points of"
         text = (
             f"Distillation {direction} balanced accuracy against the same network trained alone "
-            f"({_percent(ours['mean'])} and {_percent(theirs['mean'])} %)"
+            f"({percent(ours['mean'])} and {percent(theirs['mean'])} %)"
         )
         found.append(f"{text}. {_certainty(ours, theirs, len(distilled['members']), len(alone['members']))}".strip())
     if teacher and distilled:
         gap = teacher["scores"]["balanced_accuracy"]["mean"] - distilled["scores"]["balanced_accuracy"]["mean"]
         found.append(
             f"The distilled student stands {100 * abs(gap):.1f} points {'below' if gap > 0 else 'above'} its teacher "
-            f"({_percent(teacher['scores']['balanced_accuracy']['mean'])} %)."
+            f"({percent(teacher['scores']['balanced_accuracy']['mean'])} %)."
         )
-    return [_unbroken(sentence) for sentence in found]
+    return [unbroken(sentence) for sentence in found]
 
 
 def _certainty(ours: Mapping[str, Any], theirs: Mapping[str, Any], seeds: int, other_seeds: int) -> str:
@@ -129,26 +139,12 @@ def _certainty(ours: Mapping[str, Any], theirs: Mapping[str, Any], seeds: int, o
     return "The 95 % intervals overlap and there is one seed of each: this run alone does not decide it."
 
 
-# Headline -----------------------------------------------------------------------------------------
-
-
-def _headline_ratio(
-    results: Sequence[Mapping[str, Any]],
-) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]] | None:
-    """The fastest distilled student that was measured on the same runtime as the teacher: (ratio, student, teacher)."""
-    choices = []
-    for number, result in enumerate(results):
-        subjects = {s["name"]: s for s in result["subjects"]}
-        for ratio in result["ratios"]:
-            student = subjects[ratio["subject"]]
-            rank = (number, student["role"] != "student", not ratio["same_runtime"], student["latency"]["p50_ms"])
-            choices.append((rank, (ratio, student, subjects[ratio["teacher"]])))
-    return min(choices, key=lambda c: c[0])[1] if choices else None
+# Headline and overview ----------------------------------------------------------------------------
 
 
 def _tiles(results: Sequence[Mapping[str, Any]], groups: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     tiles = []
-    found = _headline_ratio(results)
+    found = headline_ratio(results)
     if found:
         ratio, student, teacher = found
         own, theirs = student["complexity"], teacher["complexity"]
@@ -156,22 +152,20 @@ def _tiles(results: Sequence[Mapping[str, Any]], groups: Sequence[dict[str, Any]
         where = RUNTIMES.get(student["target"], student["target"])
         tiles = [
             _tile(
-                _times(ratio["parameters"]),
+                times(ratio["parameters"]),
                 "fewer parameters",
-                f"{_count(theirs['parameters'])} → {_count(own['parameters'])}",
+                f"{count(theirs['parameters'])} → {count(own['parameters'])}",
             ),
-            _tile(
-                _times(ratio["macs"]), "fewer multiply-adds", f"{_count(theirs['macs'])} → {_count(own['macs'])} MACs"
-            ),
+            _tile(times(ratio["macs"]), "fewer multiply-adds", f"{count(theirs['macs'])} → {count(own['macs'])} MACs"),
         ]
         # Against a teacher on another runtime the ratio would praise the runtime.
         if ratio["same_runtime"]:
             tiles.append(
                 _tile(
-                    _times(ratio["latency"]["ratio"]),
+                    times(ratio["latency"]["ratio"]),
                     "faster",
-                    f"{_ms(teacher['latency']['p50_ms'])} → {_ms(student['latency']['p50_ms'])} ms in {where}, "
-                    f"95 % interval {_times(low)} – {_times(high)}",
+                    f"{ms(teacher['latency']['p50_ms'])} → {ms(student['latency']['p50_ms'])} ms in {where}, "
+                    f"95 % interval {times(low)} – {times(high)}",
                 )
             )
     teacher_group, student_group = _first(groups, "teacher"), _first(groups, "student") or _first(groups, "baseline")
@@ -185,14 +179,91 @@ def _tiles(results: Sequence[Mapping[str, Any]], groups: Sequence[dict[str, Any]
             _tile(
                 f"{100 * (ours - theirs):+.1f}".replace("-", "−"),
                 "points of balanced accuracy",
-                f"{_percent(theirs)} → {_percent(ours)} % on the {part} images",
+                f"{percent(theirs)} → {percent(ours)} % on the {part} images",
             )
         )
     return tiles
 
 
 def _tile(value: str, label: str, note: str) -> dict[str, str]:
-    return {"value": value, "label": label, "note": _unbroken(note)}
+    return {"value": value, "label": label, "note": unbroken(note)}
+
+
+def _pairs(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[dict[str, Any]]:
+    """The headline's teacher and student in numbers, a line for each quantity, beside the paper's ratios; the latency
+    once for each device.
+    """
+    found = headline_ratio(results)
+    if not found:
+        return []
+    ratio, student, teacher = found
+    own, theirs = student["complexity"], teacher["complexity"]
+    lines = [
+        _pair("Parameters", ratio["parameters"], (count(theirs["parameters"]), count(own["parameters"])), "parameters"),
+        _pair("Multiply-adds (MACs)", ratio["macs"], (count(theirs["macs"]), count(own["macs"])), "macs"),
+        _pair("File size", ratio["file_bytes"], (_megabytes(teacher), _megabytes(student)))
+        | {"where": _how(student, teacher)},
+    ]
+    for result, title in zip(results, titles, strict=True):
+        found = headline_ratio([result])
+        if found and found[0]["same_runtime"]:
+            ratio, student, teacher = found
+            both = (f"{ms(teacher['latency']['p50_ms'])} ms", f"{ms(student['latency']['p50_ms'])} ms")
+            where = [_how(student, teacher), *([title] if len(results) > 1 else [])]
+            lines.append(
+                _pair("Median latency", ratio["latency"]["ratio"], both, "latency")
+                | {"interval": ratio["latency"]["interval"], "where": ", ".join(where)}
+            )
+    return lines
+
+
+def _pair(title: str, ratio: float, both: tuple[str, str], paper: str = "") -> dict[str, Any]:
+    """`both`: the teacher's and the student's value."""
+    return {
+        "title": title,
+        "where": "",
+        "ratio": ratio,
+        "teacher": both[0],
+        "student": both[1],
+        "paper": PAPER_RATIOS.get(paper),
+        "interval": None,
+    }
+
+
+def _megabytes(subject: Mapping[str, Any]) -> str:
+    return f"{subject['file_bytes'] / 1e6:.1f} MB"
+
+
+def _how(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    where = RUNTIMES.get(student["target"], student["target"])
+    if student["precision"] == teacher["precision"]:
+        return f"{where} {student['precision']}"
+    return f"{where}, {teacher['precision']} to {student['precision']}"
+
+
+def _matrix(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[str, Any]:
+    """A line for each file, a column for each device: how many times faster than the teacher there, and the latency."""
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    for place, result in enumerate(results):
+        ratios = {ratio["subject"]: ratio for ratio in result["ratios"]}
+        for subject in result["subjects"]:
+            key = tuple(str(subject[k]) for k in ("role", "weights_sha256", "target", "precision", "name"))
+            line = lines.setdefault(key, {"row": file_row(subject), "cells": [None] * len(results)})
+            line["cells"][place] = {
+                "ratio": ratios.get(subject["name"]),
+                "p50_ms": subject["latency"]["p50_ms"],
+                "verdict": (subject.get("validity") or {}).get("verdict"),
+            }
+
+    def rank(line: Mapping[str, Any]) -> tuple[int, float]:
+        return _ORDER.index(line["row"]["role"]), min(cell["p50_ms"] for cell in line["cells"] if cell)
+
+    ordered = sorted(lines.values(), key=rank)
+    return {
+        "devices": [{"title": title, "id": f"device-{i}"} for i, title in enumerate(titles, start=1)],
+        "lines": ordered,
+        "doubtful": any(c and c["verdict"] not in (None, "valid") for line in ordered for c in line["cells"]),
+    }
 
 
 # Curves, classes, confusion -----------------------------------------------------------------------
@@ -258,147 +329,48 @@ def _comparison(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-# Bench --------------------------------------------------------------------------------------------
+def _certificates(devices: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A certificate is of a file, so one that was measured on several devices stands here once."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in (row for device in devices for row in device["rows"] if row["certificate"]):
+        key = [row[k] for k in ("role", "weights_sha256", "target", "precision", "name", "certificate", "validation")]
+        found.setdefault(json.dumps(key, sort_keys=True), row)
+    return sorted(found.values(), key=lambda row: _ORDER.index(row["role"]))
 
 
-def _bench(result: Mapping[str, Any]) -> dict[str, Any]:
-    subjects = sorted(result["subjects"], key=lambda s: (_ORDER.index(s["role"]), -s["latency"]["p50_ms"]))
-    ratios = {r["subject"]: r for r in result["ratios"]}
-    rows = [
-        {
-            **s,
-            "short": _short(s),
-            "ratio": ratios.get(s["name"]),
-            "runtime_title": RUNTIMES.get(s["target"], s["target"]),
-        }
-        for s in subjects
+# Reliability --------------------------------------------------------------------------------------
+
+
+def _reliability(runs: Iterable[RunSummary], results: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Diagrams of the runs and of the exported files, of those that know their calibration."""
+    trained = [
+        _diagram(run.name, run.role, run.metrics["calibration"]) for run in runs if run.metrics.get("calibration")
     ]
-    points = [_point(row) for row in rows if row["validation"]]
+    files: dict[tuple[str, ...], dict[str, Any]] = {}
+    for result in results:
+        for subject in result["subjects"]:
+            certificate, deployed = subject["certificate"], (subject["validation"] or {}).get("calibration")
+            key = tuple(str(subject[k]) for k in ("weights_sha256", "target", "precision", "name"))
+            if certificate and deployed and key not in files:
+                pytorch = (certificate.get("pytorch") or {}).get("calibration")
+                files[key] = _diagram(subject["name"], subject["role"], deployed, pytorch)
+    ordered = sorted(files.values(), key=lambda d: (_ORDER.index(d["role"]), d["name"]))
+    return {"runs": trained, "files": ordered} if trained or ordered else None
+
+
+def _diagram(
+    name: str, role: str, calibration: Mapping[str, Any], reference: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     return {
-        "rows": rows,
-        "roles": [role for role in _ORDER if any(s["role"] == role for s in subjects)],
-        "scatter": scatter_chart(
-            points,
-            title="Balanced accuracy over median latency; the area of a circle is the size of the file",
-            x_label="median latency in ms, batch 1 (logarithmic)",
-            y_label="balanced accuracy on the validation images, %",
+        "name": name,
+        "role": role,
+        "ece": calibration["ece"],
+        "pytorch_ece": reference["ece"] if reference else None,
+        "bins": calibration["bins"],
+        "chart": reliability_chart(
+            calibration["bins"],
+            role=role,
+            title=f"Reliability of {name}",
+            reference=reference["bins"] if reference else (),
         ),
-        "sizes": _from_to([s["file_bytes"] / 1e6 for s in subjects]),
-        "networks": list({s["weights_sha256"]: {**s, "architecture": _short(s)} for s in subjects}.values()),
-        "certificates": [row for row in rows if row["certificate"]],
-        "settings": result["settings"],
-        "place": (result.get("device") or {}).get("url", "local"),
-        "verdict": _verdict(result),
-        "failed": result.get("failed") or [],
-        "has_cold": any(s.get("load_ms") is not None for s in subjects),
-        "environment": _environment(result),
-        "command": result.get("command", ""),
-        "has_memory": any(s["memory"] for s in subjects),
     }
-
-
-def _verdict(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Whether the run may be believed, in words; None for results from before there were verdicts."""
-    said = {
-        "valid": "Valid run.",
-        "semi-valid": "Semi-valid run: read this first.",
-        "invalid": "Invalid run: do not quote these numbers.",
-    }
-    validity = result.get("validity")
-    return {"title": said[validity["verdict"]], "reasons": validity["reasons"]} if validity else None
-
-
-def _point(row: Mapping[str, Any]) -> Point:
-    latency_ms, score = row["latency"]["p50_ms"], row["validation"]["balanced_accuracy"]
-    return Point(
-        label=f"{row['runtime_title']} {row['precision']}",
-        role=row["role"],
-        x=latency_ms,
-        y=100 * score,
-        weight=row["file_bytes"],
-        detail=f"{row['name']}, {_ms(latency_ms)} ms, {row['file_bytes'] / 1e6:.1f} MB, {_percent(score)} %",
-    )
-
-
-def _short(subject: Mapping[str, Any]) -> str:
-    return str(subject["architecture"]).rpartition("/")[2]
-
-
-def _from_to(megabytes: Sequence[float]) -> str:
-    texts = [f"{value:.1f}" for value in (min(megabytes), max(megabytes))]
-    return f"{texts[0]} MB" if texts[0] == texts[1] else f"{texts[0]} to {texts[1]} MB"
-
-
-def _environment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    environment, settings = result["environment"], result["settings"]
-    packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items() if version)
-    load = [environment.get("load_average_1min"), environment.get("load_average_1min_after")]
-    rows = [
-        ("Measured", result.get("created")),
-        ("Processor", environment.get("cpu")),
-        ("Cores", environment.get("cores")),
-        ("Threads", environment.get("threads")),
-        ("Frequency governor", environment.get("governor")),
-        ("Load average (1 min) before, after", " and ".join("not known" if v is None else f"{v:.2f}" for v in load)),
-        ("System", f"{environment.get('os')}, {environment.get('machine')}"),
-        ("Python", environment.get("python")),
-        ("Packages", packages),
-        ("Input", f"{settings.get('input')}, batch {settings.get('batch')}"),
-    ]
-    return [(name, "not known" if value in (None, "") else str(value)) for name, value in rows]
-
-
-# Numbers ------------------------------------------------------------------------------------------
-
-
-def _times(value: float) -> str:
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f}×"
-
-
-def _unbroken(text: str) -> str:
-    """A number stays on the line of its percent sign."""
-    return text.replace(" %", "\u00a0%")
-
-
-def _percent(value: float) -> str:
-    """0.5937 -> 59.4; the unit stands in the heading."""
-    return f"{100 * value:.1f}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-
-def _count(value: float) -> str:
-    """1262000 -> 1.262 M."""
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3f} {unit}" if value < 100 * factor else f"{value / factor:.1f} {unit}"
-    return f"{value:.0f}"
-
-
-def _tiny(value: float) -> str:
-    """2.4e-06 -> 2.4·10⁻⁶."""
-    if value == 0:
-        return "0"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-
-
-def _rest(name: str, role: str) -> str:
-    """What a run's name says beyond its role, which stands before it: "teacher, resnet18" -> "resnet18"."""
-    title = ROLES[role].lower()
-    return name[len(title) :].lstrip(" ,:-") if name.lower().startswith(title) else name
-
-
-FILTERS: dict[str, Callable[..., str]] = {
-    "score": _percent,
-    "rest": _rest,
-    "times": _times,
-    "ms": _ms,
-    "count": _count,
-    "mb": lambda value: f"{value / 1e6:.2f}",
-    "tiny": _tiny,
-    "percent": lambda value: f"{100 * value:.2f} %",
-}

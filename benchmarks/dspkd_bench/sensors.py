@@ -1,6 +1,7 @@
 """What a board or a phone says of its power, heat and battery: text in, frozen values out, nothing is run or read here.
 
-The text comes from `tegrastats`, hwmon folders, `nvpmodel -q` and /etc/nv_tegra_release of a Jetson, and from
+The text comes from `tegrastats`, hwmon folders, `nvpmodel -q` and /etc/nv_tegra_release of a Jetson, from the powercap
+zones of a PC, and from
 `dumpsys thermalservice`, `dumpsys battery`, power_supply files and `getprop` of a phone.
 
 Units are in the names: mV, mA, mW, mJ, °C, MHz, MiB. What is not in a text is None or left out; a text that is not what
@@ -15,7 +16,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 __all__ = [
     "L4T",
@@ -26,7 +27,8 @@ __all__ = [
     "Rail",
     "TegraSample",
     "ThermalStatus",
-    "energy_mj",
+    "accumulated_counter",
+    "accumulated_power",
     "parse_battery",
     "parse_getprop",
     "parse_hwmon",
@@ -35,6 +37,8 @@ __all__ = [
     "parse_tegrastats",
     "parse_thermal_service",
     "phone_identity",
+    "powercap_labels",
+    "powercap_total",
     "total_rail",
 ]
 
@@ -595,16 +599,56 @@ def parse_l4t(text: str) -> L4T:
 
 # Energy --------------------------------------------------------------------------------------------------------------
 
+# A counter that was set back looks like one that ran through nearly all of its range.
+MOST_W = 10_000.0
 
-def energy_mj(samples: Sequence[tuple[float, float]], idle_mw: float = 0.0) -> float:
-    """The energy above idle in mJ, of (seconds, mW) in order: the trapezoids between neighbours less idle × time.
+
+def accumulated_power(samples: Sequence[tuple[float, float]]) -> list[float]:
+    """mJ since the first of the samples (seconds, mW) in order, at each of them: the trapezoids between neighbours.
 
     ValueError for fewer than two samples, times that do not grow, or a number that is not finite.
     """
+    _check_samples(samples)
+    return list(accumulate(((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairwise(samples)), initial=0.0))
+
+
+def accumulated_counter(readings: Sequence[tuple[float, int]], range_uj: int) -> list[float]:
+    """mJ since the first of the readings (seconds, µJ) of a powercap zone, at each of them.
+
+    `range_uj` is the zone's max_energy_range_uj, after which the counter begins again at 0 (powercap.rst in
+    Documentation/power/powercap of Linux). ValueError as for `accumulated_power`, and if the counter jumped: it was set
+    back, or more than a whole range was missed.
+    """
+    _check_samples(readings)
+    steps = []
+    for (t0, e0), (t1, e1) in pairwise(readings):
+        step = e1 - e0 if e1 >= e0 else e1 - e0 + range_uj
+        if not 0 <= step <= MOST_W * 1e6 * (t1 - t0):
+            raise ValueError(f"powercap: expected a counter that grows, got {e0} and then {e1} of {range_uj}")
+        steps.append(step / 1000)
+    return list(accumulate(steps, initial=0.0))
+
+
+def _check_samples(samples: Sequence[tuple[float, float]]) -> None:
     if len(samples) < 2:
         raise ValueError(f"energy: expected at least two samples, got {len(samples)}")
-    if not all(map(math.isfinite, (idle_mw, *(number for sample in samples for number in sample)))):
+    if not all(math.isfinite(number) for sample in samples for number in sample):
         raise ValueError("energy: expected finite numbers")
     if any(later <= earlier for (earlier, _), (later, _) in pairwise(samples)):
         raise ValueError("energy: expected times that grow from sample to sample")
-    return math.fsum((t1 - t0) * ((p0 + p1) / 2 - idle_mw) for (t0, p0), (t1, p1) in pairwise(samples))
+
+
+def powercap_labels(names: Mapping[str, str]) -> dict[str, str]:
+    """{zone: label} of {zone: content of its `name`}: "intel-rapl:0:2" is "package-0 dram"."""
+    return {
+        zone: f"{names[parent]} {name}" if (parent := zone.rpartition(":")[0]) in names else name
+        for zone, name in names.items()
+    }
+
+
+def powercap_total(names: Mapping[str, str]) -> tuple[str, ...]:
+    """The zones whose sum is the processors' energy and, where it is counted, their memory's: packages and `dram`.
+
+    A package contains `core` and `uncore` and not `dram`. `psys` is a whole laptop and not counted on most machines.
+    """
+    return tuple(zone for zone, name in names.items() if name.startswith("package") or name == "dram")

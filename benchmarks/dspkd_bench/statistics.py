@@ -24,6 +24,8 @@ __all__ = [
     "judge",
     "overall",
     "percentile_interval",
+    "student_quantile",
+    "throttling",
 ]
 
 # Two clusters of calls: this many standard deviations apart, the smaller with at least this share. Splitting one
@@ -84,6 +86,22 @@ def percentile_interval(values: Sequence[float], q: float, *, confidence: float 
     lower = max(1, math.floor((low - 1) * scale) + 1 if tau > 1 else low)
     upper = min(len(series), math.ceil(high * scale) if tau > 1 else high)
     return float(ordered[lower - 1]), float(ordered[upper - 1])
+
+
+def student_quantile(degrees: int) -> float:
+    """Half the width of a 95 % interval of a mean in standard errors, by Student's t with `degrees` from 4 on.
+
+    Fisher and Cornish's expansion around the normal quantile; to within 0.3 % there.
+    """
+    if degrees < 4:
+        raise ValueError(f"degrees of freedom: expected at least 4, got {degrees}")
+    z = 1.959964
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
 
 
 def flags(times_ms: Sequence[float]) -> list[str]:
@@ -161,17 +179,28 @@ def judge(
     load = states[0].get("load1") if states else None
     if load is not None and load > BUSY_LOAD * cores:
         doubts.append(f"other work was running: load average {load:.1f} on {cores} cores before the start")
-    faults = _faults(states)
+    slowed = throttling(states[1:-1], states)
+    faults = [slowed] if slowed else []
     if faults:
         return Verdict("invalid", (*faults, *doubts))
     return Verdict("semi-valid", tuple(doubts)) if doubts else Verdict("valid")
 
 
-def _faults(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    clocks = [max(state["clocks_khz"]) for state in states if state.get("clocks_khz")]
-    if len(clocks) >= 3 and min(clocks[1:-1]) < (1.0 - CLOCK_DROP) * max(clocks):
-        return [f"throttled: the clock fell from {max(clocks) / 1e6:.2f} to {min(clocks[1:-1]) / 1e6:.2f} GHz"]
-    return []
+def throttling(during: Sequence[Mapping[str, Any]], around: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say where the clock was lower in one of the states `during` than in the best `around` by a tenth."""
+    low, high = (
+        [max(state["clocks_khz"]) for state in states if state.get("clocks_khz")] for states in (during, around)
+    )
+    if low and high and min(low) < (1.0 - CLOCK_DROP) * max(high):
+        return f"throttled: the clock fell from {max(high) / 1e6:.2f} to {min(low) / 1e6:.2f} GHz"
+    return None
+
+
+def with_doubts(verdict: Verdict, doubts: Sequence[str]) -> Verdict:
+    """The same with more reasons; what was valid is then semi-valid."""
+    if not doubts:
+        return verdict
+    return Verdict("semi-valid" if verdict.verdict == "valid" else verdict.verdict, (*verdict.reasons, *doubts))
 
 
 def overall(verdicts: Sequence[Verdict], names: Sequence[str]) -> Verdict:

@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from dspkd.artifact import Artifact, check_runs_here, is_artifact_dir, load_artifact
-from dspkd.errors import UsageError
-from dspkd.runtimes import LoadedModel, load_model, to_input
+from dspkd.errors import DeviceError, UsageError
+from dspkd.runtimes import LoadedModel, first_line, load_model, to_input
 from dspkd.student import is_student_dir, load_student
+from dspkd_bench.agent import load_onnx
 
-__all__ = ["Subject", "open_subject"]
+__all__ = ["Batched", "ProviderError", "Subject", "open_batched", "open_subject", "short_name"]
 
-Role = Literal["teacher", "baseline", "student"]
-HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals")
+Role = Literal["teacher", "baseline", "student", "peer"]
+HEADLINE = ("n", "accuracy", "balanced_accuracy", "macro_f1", "intervals", "calibration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Subject:
     """`run` takes what `input_of` makes of uint8 pixels (N, H, W, 3). `weights_sha256` tells which network an artifact
     was made from.
 
-    `role`: teacher is what the others are compared with, student was distilled, baseline was fitted to labels alone.
+    `role`: teacher is what the others are compared with, student was distilled, baseline was fitted to labels alone;
+    peer is a stock export of a student or a baseline in another runtime (`dspkd_bench.peers`).
     """
 
     name: str
@@ -47,16 +49,27 @@ class Subject:
     load_ms: float | None = None
     """Reading the file and making it ready, the libraries imported before."""
     input_of: Callable[[np.ndarray], np.ndarray] = to_input
+    batch_file: Path | None = None
+    """The file that takes more than one picture in a call; None if there is none."""
+    provider: str = "cpu"
+    """What computes for ONNX Runtime, out of `agent.PROVIDERS`."""
 
 
-def open_subject(folder: Path, *, threads: int, teacher_sha256: str | None = None, here: bool = True) -> Subject:
+class ProviderError(DeviceError):
+    """The machine lacks an execution provider of ONNX Runtime, or it does not start."""
+
+
+def open_subject(
+    folder: Path, *, threads: int, teacher_sha256: str | None = None, here: bool = True, provider: str = "cpu"
+) -> Subject:
     """Open a run, a student or an artifact folder. An artifact of the teacher's weights counts as the teacher.
 
-    `here=False` opens an artifact to be measured elsewhere: it is checked, but not loaded, and cannot be run. Raises
-    UsageError for any other folder, VerificationError for one that was changed.
+    `here=False` opens an artifact to be measured elsewhere: it is checked, but not loaded, and cannot be run.
+    `provider` is for ONNX artifacts. Raises UsageError for any other folder, VerificationError for one that was
+    changed, ProviderError if the provider cannot be had here.
     """
     if is_artifact_dir(folder):
-        return _artifact(folder, threads, teacher_sha256, here)
+        return _artifact(folder, threads, teacher_sha256, here, provider)
     if not here:
         raise UsageError(
             f"{folder} is no artifact, and a device runs nothing else", hint="export it first with `dspkd export`"
@@ -72,7 +85,8 @@ def _role(sha256: str, teacher_sha256: str | None, stored: str) -> Role:
     return "student" if stored == "student" else "baseline"
 
 
-def _short(architecture: str) -> str:
+def short_name(architecture: str) -> str:
+    """`torchvision/shufflenet_v2_x1_0` -> `shufflenet_v2_x1_0`."""
     return architecture.rpartition("/")[2]
 
 
@@ -98,7 +112,7 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
 
     validation = card.metrics.get("val")
     return Subject(
-        name=f"{_short(card.architecture)} PyTorch fp32",
+        name=f"{short_name(card.architecture)} PyTorch fp32",
         path=folder,
         role=_role(card.weights_sha256, teacher_sha256, card.role),
         architecture=card.architecture,
@@ -114,20 +128,23 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
         model_file=folder / "model.safetensors",
         run=run,
         load_ms=load_ms,
+        batch_file=folder / "model.safetensors",
     )
 
 
-def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool) -> Subject:
+def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool, provider: str) -> Subject:
     artifact = load_artifact(folder)
     card = artifact.card
     # The static file where there is one: a phone or a camera classifies one picture at a time.
     file = next((name for name in card.files if Path(name).stem == "model_static"), card.model_file)
     source: dict[str, Any] = card.model_dump()["source"]
-    model, load_ms = _loaded(artifact, folder / file, threads) if here else (None, None)
+    provider = provider if card.target == "onnx" else "cpu"
+    model, load_ms = _loaded(artifact, folder / file, threads, provider) if here else (None, None)
     certificate = card.certificate
     title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
+    title += {"cpu": "", "cuda": " CUDA", "tensorrt": " TensorRT"}[provider]
     return Subject(
-        name=f"{_short(card.source['architecture'])} {title} {card.precision}{_variant(card.details)}",
+        name=f"{short_name(card.source['architecture'])} {title} {card.precision}{_variant(card.details)}",
         path=folder,
         role=_role(source["weights_sha256"], teacher_sha256, source["role"]),
         architecture=source["architecture"],
@@ -144,14 +161,43 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
         run=model.run if model else _elsewhere,
         load_ms=load_ms,
         input_of=model.input_of if model else to_input,
+        batch_file=folder / card.model_file if card.details.get("dynamic_batch") else None,
+        provider=provider,
     )
 
 
-def _loaded(artifact: Artifact, file: Path, threads: int) -> tuple[LoadedModel, float]:
+@dataclass(frozen=True, slots=True)
+class Batched:
+    run: Callable[[np.ndarray], object]
+    most: int | None = None
+    """Pictures in one call; None for any number."""
+
+
+def open_batched(subject: Subject, *, threads: int) -> Batched | None:
+    """The subject as it takes several pictures in one call, from its `batch_file`; None if it has none."""
+    if subject.batch_file is None:
+        return None
+    if subject.target == "pytorch":
+        return Batched(subject.run)
+    model = _load(subject.target, subject.batch_file, threads, subject.provider)
+    return Batched(model.run, model.batch if subject.target == "tensorrt" else None)
+
+
+def _loaded(artifact: Artifact, file: Path, threads: int, provider: str) -> tuple[LoadedModel, float]:
     check_runs_here(artifact)
     started = time.perf_counter()
-    model = load_model(artifact.card.target, file, threads=threads)
+    model = _load(artifact.card.target, file, threads, provider)
     return model, (time.perf_counter() - started) * 1e3
+
+
+def _load(target: str, file: Path, threads: int, provider: str) -> LoadedModel:
+    if provider == "cpu":
+        return load_model(target, file, threads=threads)
+    try:
+        loaded = load_onnx(str(file), threads, provider)
+    except Exception as error:  # its libraries fail in ways of their own
+        raise ProviderError(first_line(error), hint="install onnxruntime-gpu and its libraries") from error
+    return LoadedModel(loaded.runtime, loaded.run, dtype=loaded.dtype)
 
 
 def _elsewhere(images: np.ndarray) -> object:

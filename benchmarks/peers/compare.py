@@ -1,211 +1,212 @@
-"""Our artifacts against the same weights as other runtimes take them from the library: one interleaved run.
+"""Our artifacts against the same weights as other runtimes take them from the library (`dspkd_bench.peers`).
 
-python benchmarks/peers/compare.py RUN DATA [--size SIZE] [--seconds S] [--teacher ONNX_FILE]
+python benchmarks/peers/compare.py RUN DATA [--size SIZE] [--seconds S] [--peers NAMES] [--teacher RUN] [--no-profile]
 
-Peers get the network of torchvision without normalisation and softmax, ours has both inside. Every peer that is
-installed takes part: PyTorch eager and compiled, ONNX Runtime, OpenVINO (held to fp32, and int8 by NNCF), ncnn (fp16
-storage and arithmetic off). int8 is calibrated on the same 128 training images. Batch 1, one thread. --teacher adds a
-teacher's ONNX model on ONNX Runtime, for the ratio. Prints Markdown; a peer that fails says why.
+Ours have normalisation and softmax inside, the peers have not. int8 is calibrated on the same 128 training images.
+Batch 1, one thread. Two answers are given, because they differ: with all models in turn each finds the caches filled by
+others; in pairs our fastest and one peer take turns alone, closer to a device that runs one model. --teacher adds the
+exports of another network, ours called 20 times in a row for each call of it. The profile says what ExecuTorch's
+operators take in our program and in the stock one. Prints Markdown; a peer that is not measured says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from executorch_profile import operator_table
 
 from dspkd.cli.sharing import training_images
+from dspkd.errors import DspkdError
 from dspkd.runtimes import load_model, to_input
 from dspkd.student import Student, load_student
 from dspkd.train.reporter import Reporter
 from dspkd_bench.environment import describe_environment
 from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians
+from dspkd_bench.peers import PEERS, Source, build_peer, chosen_peers, normalised
+from dspkd_export.calibration import Calibration
 from dspkd_export.export import TARGETS
 from dspkd_export.job import ExportJob
 
-Call = Callable[[], object]
+PRECISIONS = ("fp32", "int8")
+OURS = {"executorch": "ExecuTorch XNNPACK", "onnx": "ONNX Runtime"}
 CALIBRATION = 128
+IN_A_ROW = 20
 
 
-class Peers:
-    """The same network in each runtime's own usual form; every method gives a call with batch 1."""
-
-    def __init__(self, student: Student, pixels: np.ndarray, folder: Path) -> None:
-        self.model = student.model.eval()
-        self.images = to_input(pixels)
-        self.image = np.ascontiguousarray(self.images[:1])
-        self.folder = folder
-        self.onnx = folder / "stock.onnx"
-
-    def export_onnx(self) -> None:
-        program = torch.onnx.export(
-            self.model, (torch.from_numpy(self.image),), dynamo=True, input_names=["image"], verbose=False
-        )
-        program.optimize()
-        program.save(str(self.onnx))
-
-    def eager(self) -> Call:
-        image = torch.from_numpy(self.image)
-        return torch.inference_mode()(lambda: self.model(image))
-
-    def compiled(self) -> Call:
-        image = torch.from_numpy(self.image)
-        model = torch.compile(self.model)
-        return torch.inference_mode()(lambda: model(image))
-
-    def onnxruntime(self, file: Path | None = None) -> Call:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(file or self.onnx), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda: session.run(None, {name: self.image})
-
-    def onnxruntime_int8(self) -> Call:
-        from onnxruntime.quantization import CalibrationDataReader, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        images = iter(self.images)
-
-        class Reader(CalibrationDataReader):
-            def get_next(self) -> Any:
-                image = next(images, None)
-                return None if image is None else {"image": image[None]}
-
-        prepared, quantised = self.folder / "prepared.onnx", self.folder / "int8.onnx"
-        quant_pre_process(str(self.onnx), str(prepared))
-        quantize_static(str(prepared), str(quantised), Reader(), per_channel=True)
-        return self.onnxruntime(quantised)
-
-    def _openvino(self, model: Any) -> Call:
-        import openvino
-
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-        request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-        return lambda: request.infer({0: self.image}, share_inputs=True)
-
-    def openvino(self) -> Call:
-        import openvino
-
-        return self._openvino(openvino.convert_model(str(self.onnx)))
-
-    def openvino_int8(self) -> Call:
-        import nncf
-        import openvino
-
-        data = nncf.Dataset([image[None] for image in self.images])
-        return self._openvino(nncf.quantize(openvino.convert_model(str(self.onnx)), data))
-
-    def ncnn(self) -> Call:
-        import ncnn
-        import pnnx
-
-        path = self.folder / "stock.pt"
-        torch.jit.trace(self.model, torch.from_numpy(self.image)).save(str(path))
-        command = [pnnx.EXEC_PATH, path.name, f"inputshape={list(self.image.shape)}".replace(" ", ""), "fp16=0"]
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
-        net = ncnn.Net()
-        net.opt.num_threads = 1
-        for setting in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-            setattr(net.opt, setting, False)
-        net.load_param(str(self.folder / "stock.ncnn.param"))
-        net.load_model(str(self.folder / "stock.ncnn.bin"))
-        picture = ncnn.Mat(self.image[0])
-
-        def run() -> object:
-            extractor = net.create_extractor()
-            extractor.input("in0", picture)
-            return np.array(extractor.extract("out0")[1])
-
-        return run
+@dataclass(frozen=True, slots=True)
+class Contender:
+    precision: str
+    title: str
+    whose: str
+    runtime: str
+    file: Path
+    call: Callable[[], object]
 
 
-def ours(student: Student, images: Any, folder: Path, target: str, precision: str, *, rewrite: bool = True) -> Call:
-    place = folder / f"{target}-{precision}-{rewrite}"
+def sized(student: Student, size: int | None) -> Student:
+    if size is None:
+        return student
+    preprocess = student.card.preprocess.model_copy(update={"size": size})
+    return replace(student, card=student.card.model_copy(update={"preprocess": preprocess}))
+
+
+def ours(student: Student, images: Calibration, folder: Path, target: str, precision: str) -> Contender:
+    place = folder / f"ours-{target}-{precision}"
     place.mkdir()
-    TARGETS[target].compile(ExportJob(student, place, precision, rewrite, images))
+    TARGETS[target].compile(ExportJob(student, place, precision, calibration=images))
     file = place / ("model_static.onnx" if target == "onnx" else "model.pte")
-    run, image = load_model(target, file, threads=1).run, to_input(images.pixels[:1])
-    return lambda: run(image)
+    model, image = load_model(target, file, threads=1), to_input(images.pixels[:1])
+    return Contender(precision, OURS[target], "ours", model.runtime, file, lambda: model.run(image))
 
 
-def main(run: Path, data: Path, size: int | None, seconds: float, teacher: Path | None) -> None:
+def stock(name: str, precision: str, source: Source) -> Contender:
+    export = build_peer(name, precision, source)
+    image = export.input_of(source.images[:1])
+    return Contender(precision, PEERS[name].title, "stock", export.runtime, export.file, lambda: export.run(image))
+
+
+def gathered(makers: Iterable[tuple[str, Callable[[], Contender]]]) -> list[Contender]:
+    found = []
+    for what, make in makers:
+        print(f"building {what}", file=sys.stderr)
+        try:
+            found.append(make())
+        except DspkdError as error:
+            print(f"Not measured: {what}: {error}\n")
+    return found
+
+
+def contenders(student: Student, images: Calibration, folder: Path, names: Sequence[str]) -> list[Contender]:
+    source = Source(student, folder, normalised(student, images.pixels))
+    mine = [
+        (f"{OURS[t]} {p}, ours", lambda t=t, p=p: ours(student, images, folder, t, p)) for t in OURS for p in PRECISIONS
+    ]
+    theirs = [
+        (f"{PEERS[n].title} {p}, stock", lambda n=n, p=p: stock(n, p, source)) for n in names for p in PEERS[n].build
+    ]
+    return gathered([*mine, *theirs])
+
+
+def timed(calls: Sequence[Callable[[], object]], seconds: float, least: int = 100) -> list[Series]:
+    stop = StopRule(warmup_rounds=20, min_rounds=least, max_rounds=5000, seconds=seconds)
+    return list(measure_interleaved({str(i): call for i, call in enumerate(calls)}, stop).values())
+
+
+def median(series: Series) -> float:
+    return float(np.median(series.ms))
+
+
+def p50(series: Series) -> str:
+    summary = latency_summary(series.ms)
+    low, high = summary["p50_interval_ms"]
+    return f"{summary['p50_ms']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def ratio(one: Series, other: Series, digits: int = 2) -> str:
+    found = ratio_of_medians(one.ms, other.ms)
+    low, high = found["interval"]
+    return f"{found['ratio']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def all_in_turn(everyone: Sequence[Contender], seconds: float) -> dict[str, Contender]:
+    """Prints the table; gives our fastest of each precision."""
+    times = dict(zip((id(c) for c in everyone), timed([c.call for c in everyone], seconds), strict=True))
+    rounds = len(next(iter(times.values())).ms)
+    print(f"\n## All {len(everyone)} in turn, {rounds} rounds, each in a new order\n")
+    print("| precision | runtime | whose | p50, ms [95 %] | / best stock export of that precision |")
+    print("|---|---|---|---|---|")
+    fastest = {}
+    for precision in PRECISIONS:
+        rows = sorted((c for c in everyone if c.precision == precision), key=lambda c: median(times[id(c)]))
+        best = next((c for c in rows if c.whose == "stock"), None)
+        fastest |= {c.precision: c for c in reversed(rows) if c.whose == "ours"}
+        for c in rows:
+            against = ratio(times[id(c)], times[id(best)]) if best else ""
+            print(f"| {precision} | {c.title} | {c.whose} | {p50(times[id(c)])} | {against} |")
+    return fastest
+
+
+def in_pairs(everyone: Sequence[Contender], fastest: dict[str, Contender], seconds: float) -> None:
+    print(f"\n## In pairs, our fastest and one stock export at a time, {seconds:.0f} s each\n")
+    print("| precision | ours | stock | ours, ms | stock, ms | ours / stock |")
+    print("|---|---|---|---|---|---|")
+    for precision, mine in fastest.items():
+        for peer in (c for c in everyone if c.precision == precision and c.whose == "stock"):
+            own, theirs = timed([mine.call, peer.call], seconds)
+            print(f"| {precision} | {mine.title} | {peer.title} | {p50(own)} | {p50(theirs)} | {ratio(own, theirs)} |")
+
+
+def in_a_row(call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        for _ in range(IN_A_ROW):
+            call()
+
+    return run
+
+
+def against_teacher(
+    teacher: Student, images: Calibration, folder: Path, fastest: dict[str, Contender], seconds: float
+) -> None:
+    # A large network answers slowly, and its answers may be those of random weights: two pictures are enough.
+    source = Source(teacher, folder, normalised(teacher, images.pixels[:2]))
+    forms = gathered(
+        [
+            *((f"{OURS[t]}, the teacher by us", lambda t=t: ours(teacher, images, folder, t, "fp32")) for t in OURS),
+            *(
+                (f"{PEERS[n].title}, the teacher", lambda n=n: stock(n, "fp32", source))
+                for n in ("onnxruntime", "openvino")
+            ),
+        ]
+    )
+    named = teacher.card.architecture.rpartition("/")[2]
+    trained = "" if teacher.card.metrics else ", untrained: its times are real, its answers are none"
+    print(f"\n## Beside {named}{trained}\n")
+    calls = [c.call for c in forms] + [in_a_row(c.call) for c in fastest.values()]
+    series = timed(calls, seconds, least=30)
+    own = {
+        precision: Series([ms / IN_A_ROW for ms in times.ms])
+        for precision, times in zip(fastest, series[len(forms) :], strict=True)
+    }
+    for precision, times in own.items():
+        print(f"Our {precision}, {fastest[precision].title}, {IN_A_ROW} calls in a row: {p50(times)} ms.\n")
+    print("| teacher in fp32 | whose | ms | " + " | ".join(f"/ our {precision}" for precision in own) + " |")
+    print("|---|---|---|" + "---|" * len(own))
+    for form, times in sorted(zip(forms, series, strict=False), key=lambda row: median(row[1])):
+        ratios = " | ".join(ratio(times, mine, 1) for mine in own.values())
+        print(f"| {form.title} | {form.whose} | {p50(times)} | {ratios} |")
+
+
+def main(
+    run: Path, data: Path, size: int | None, seconds: float, peers: str, teacher: Path | None, profile: bool
+) -> None:
     torch.set_num_threads(1)
-    student = load_student(run)
-    if size is not None:
-        preprocess = student.card.preprocess.model_copy(update={"size": size})
-        student = replace(student, card=student.card.model_copy(update={"preprocess": preprocess}))
+    names = chosen_peers(peers)
+    student = sized(load_student(run), size)
     images = training_images(student, data, CALIBRATION, Reporter())
-    calls: dict[tuple[str, str, str], Call] = {}
-    problems = []
+    card, machine = student.card, describe_environment(1)
+    print(f"{card.architecture}, {card.preprocess.size} px, {machine['cpu']}, 1 thread\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        peers = Peers(student, images.pixels, folder)
-        peers.export_onnx()
-        wanted: dict[tuple[str, str, str], Callable[[], Call]] = {
-            ("peer", "fp32", "PyTorch eager"): peers.eager,
-            ("peer", "fp32", "torch.compile"): peers.compiled,
-            ("peer", "fp32", "ONNX Runtime"): peers.onnxruntime,
-            ("peer", "fp32", "OpenVINO"): peers.openvino,
-            ("peer", "fp32", "ncnn"): peers.ncnn,
-            ("peer", "int8", "ONNX Runtime"): peers.onnxruntime_int8,
-            ("peer", "int8", "OpenVINO, NNCF"): peers.openvino_int8,
-        }
-        for target, title in (("executorch", "ExecuTorch XNNPACK"), ("onnx", "ONNX Runtime")):
-            for precision in ("fp32", "int8"):
-                for who, rewrite in (("ours", True), ("ours, not rewritten", False)):
-                    wanted[who, precision, title] = lambda t=target, p=precision, r=rewrite: ours(
-                        student, images, folder, t, p, rewrite=r
-                    )  # type: ignore[misc]
+        everyone = contenders(student, images, folder, names)
+        print("Runtimes: " + ", ".join(sorted({c.runtime for c in everyone})) + ".")
+        fastest = all_in_turn(everyone, seconds)
+        in_pairs(everyone, fastest, seconds / 4)
         if teacher is not None:
-            wanted["teacher", "fp32", "ONNX Runtime"] = lambda: peers.onnxruntime(teacher)
-        for key, make in wanted.items():
-            try:
-                calls[key] = make()
-                calls[key]()
-            except Exception as error:  # each runtime has exceptions of its own
-                calls.pop(key, None)
-                problems.append((key, (str(error).strip().splitlines() or [type(error).__name__])[0]))
-        stop = StopRule(warmup_rounds=20, min_rounds=100, max_rounds=5000, seconds=seconds)
-        series = measure_interleaved({str(i): call for i, call in enumerate(calls.values())}, stop)
-    show(student, dict(zip(calls, series.values(), strict=True)), problems)
-
-
-def show(student: Student, series: dict[tuple[str, str, str], Series], problems: list[Any]) -> None:
-    machine, rounds = describe_environment(1), len(next(iter(series.values())).ms)
-    print(
-        f"{student.card.architecture}, {student.card.preprocess.size} px, {machine['cpu']}, 1 thread, {rounds} rounds\n"
-    )
-    print("| precision | runtime | whose | p50, ms [95 %] | / best stock peer of that precision |")
-    print("|---|---|---|---|---|")
-    for precision in ("fp32", "int8"):
-        rows = {key: values for key, values in series.items() if key[1] == precision}
-        peers = {key: values for key, values in rows.items() if key[0] != "ours" and key[0] != "teacher"}
-        best = min(peers.values(), key=lambda values: float(np.median(values.ms)))
-        for (who, _, title), values in sorted(rows.items(), key=lambda row: float(np.median(row[1].ms))):
-            summary, ratio = latency_summary(values.ms), ratio_of_medians(values.ms, best.ms)
-            (low, high), (from_, to) = summary["p50_interval_ms"], ratio["interval"]
-            print(
-                f"| {precision} | {title} | {who} | {summary['p50_ms']:.2f} [{low:.2f}, {high:.2f}] "
-                f"| {ratio['ratio']:.2f} [{from_:.2f}, {to:.2f}] |"
-            )
-    teacher = next((values for key, values in series.items() if key[0] == "teacher"), None)
-    for precision in ("fp32", "int8") if teacher else ():
-        own = [values for key, values in series.items() if key[:2] == ("ours", precision)]
-        ratio = ratio_of_medians(teacher.ms, min(own, key=lambda values: float(np.median(values.ms))).ms)
-        low, high = ratio["interval"]
-        print(f"\nTeacher in ONNX Runtime fp32 / our best {precision}: {ratio['ratio']:.1f} [{low:.1f}, {high:.1f}]")
-    for (who, precision, title), why in problems:
-        print(f"\nNot measured: {title} {precision} ({who}): {why}")
+            place = folder / "teacher"
+            place.mkdir()
+            against_teacher(sized(load_student(teacher), size), images, place, fastest, seconds)
+        for precision in PRECISIONS if profile else ():
+            programs = {c.whose: c for c in everyone if c.precision == precision and c.title == OURS["executorch"]}
+            if len(programs) == 2:
+                print(f"\n## What ExecuTorch's operators take, {precision}\n")
+                print(operator_table({whose: c.file for whose, c in programs.items()}, to_input(images.pixels[:1])))
 
 
 if __name__ == "__main__":
@@ -213,6 +214,8 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--size", type=int)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--peers", default="all")
     parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--no-profile", dest="profile", action="store_false")
     main(*vars(parser.parse_args()).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,13 +19,30 @@ def bench(
     teacher: Path | None = typer.Option(None, "--teacher", help="A model folder to compare with, measured in PyTorch."),
     student: Path | None = typer.Option(None, "--student", help="A run or student folder, measured in PyTorch."),
     device: str = typer.Option(
-        "local", "--device", help="local, ssh://host or ssh://user@host:port; a device runs artifacts only."
+        "local", "--device", help="local, ssh://[user@]host[:port] or adb:[SERIAL]; a device runs artifacts only."
     ),
     threads: int = typer.Option(1, "--threads", help="Threads of every runtime.", min=1),
     seconds: float = typer.Option(20.0, "--seconds", help="Stop after this long (but not before --min-rounds)."),
     min_rounds: int = typer.Option(50, "--min-rounds", help="Timed calls of each subject, at least.", min=5),
     precision: float | None = typer.Option(
         None, "--precision", help="Stop early once p90 is known to this fraction, e.g. 0.05.", min=0.001, max=1.0
+    ),
+    sustained: float = typer.Option(
+        0.0,
+        "--sustained",
+        help="Then run each subject alone for so many seconds, after a pause: burst, sustained, energy.",
+        min=0.0,
+    ),
+    peers: str | None = typer.Option(
+        None,
+        "--peers",
+        help="Stock exports of the same networks beside them: all, or some of pytorch, torch-compile, onnxruntime, "
+        "openvino, ncnn, litert, executorch, with commas.",
+    ),
+    batches: str = typer.Option("1", "--batches", help="Pictures in a call, e.g. 1,8,32; 1 is always measured."),
+    cores: str | None = typer.Option(None, "--cores", help="Cores that may be used, e.g. 0,1 or 0-3."),
+    providers: str = typer.Option(
+        "cpu", "--providers", help="ONNX Runtime's: out of cpu,cuda,tensorrt; each is measured."
     ),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Peak memory, each in a process of its own."),
     against: Path | None = typer.Option(
@@ -44,6 +62,7 @@ def bench(
     """
     from dspkd_bench.bench import BenchConfig, run_bench
     from dspkd_bench.latency import StopRule
+    from dspkd_bench.peers import chosen_peers
 
     bound = _fraction(max_latency_regression)
     baseline = _baseline(against)
@@ -55,6 +74,11 @@ def bench(
         stop=StopRule(seconds=seconds, min_rounds=min_rounds, precision=precision),
         command=shlex.join(["dspkd", *sys.argv[1:]]),
         device=device,
+        peers=chosen_peers(peers) if peers else (),
+        sustained_s=sustained,
+        batches=_numbers("--batches", batches, 1, 4096),
+        cores=None if cores is None else _numbers("--cores", cores, 0, 1023),
+        providers=_providers(providers),
     )
     with reporting() as reporter:
         results = run_bench(config, reporter.progress)
@@ -93,6 +117,30 @@ def _fraction(text: str) -> float:
     if not 0 <= value < 10:
         raise UsageError(f"--max-latency-regression {text!r} is no share", hint="give for example 5% or 0.05")
     return value
+
+
+def _numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
+    """`0,2-4` -> (0, 2, 3, 4)."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
+        if not least <= first <= last <= most:
+            raise UsageError(
+                f"{option} {text!r} is no list of numbers from {least} to {most}", hint="give for example 1,8 or 0-3"
+            )
+        numbers += range(first, last + 1)
+    return tuple(dict.fromkeys(numbers))
+
+
+def _providers(text: str) -> tuple[str, ...]:
+    from dspkd_bench.agent import PROVIDERS
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in PROVIDERS]
+    if unknown:
+        raise UsageError(f"--providers has {unknown[0]!r}", hint=f"known: {', '.join(PROVIDERS)}")
+    return names
 
 
 def _baseline(path: Path | None) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ import numpy as np
 
 __all__ = [
     "bootstrap_intervals",
+    "calibration",
+    "calibration_errors",
     "confusion_matrix",
     "headline_metrics",
     "lesion_draws",
@@ -21,6 +23,8 @@ __all__ = [
     "weighted_confusions",
     "weighted_headline",
 ]
+
+CALIBRATION_BINS = 15
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -122,6 +126,44 @@ def bootstrap_intervals(
     }
 
 
+def _confidence(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Top-1 probability of each image and its bin, (N,) both. What is no number counts as no confidence."""
+    top = np.nan_to_num(np.asarray(probabilities, dtype=float).max(1), nan=0.0).clip(0.0, 1.0)
+    return top, np.minimum((top * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+
+
+def calibration_errors(probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error of the top-1 probability, 15 equal bins (Guo et al. 2017, equation 5).
+
+    probabilities (N, K), `hits` (N,) where the answer was right, `weights` (R, N) how often each image counts -> (R,).
+    """
+    confidence, bins = _confidence(probabilities)
+    gaps = [np.abs((weights * (hits - confidence))[:, bins == k].sum(1)) for k in range(CALIBRATION_BINS)]
+    return np.sum(gaps, axis=0) / weights.sum(1)
+
+
+def calibration(probabilities: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
+    """What a reliability diagram shows, ready for JSON: `ece` and the `bins` it is made of.
+
+    probabilities (N, K), `hits` (N,). A bin without images has None for its confidence and accuracy.
+    """
+    confidence, bins = _confidence(probabilities)
+    hits = np.asarray(hits, dtype=float)
+    rows = []
+    for k in range(CALIBRATION_BINS):
+        own = bins == k
+        rows.append(
+            {
+                "low": k / CALIBRATION_BINS,
+                "high": (k + 1) / CALIBRATION_BINS,
+                "n": int(own.sum()),
+                "confidence": float(confidence[own].mean()) if own.any() else None,
+                "accuracy": float(hits[own].mean()) if own.any() else None,
+            }
+        )
+    return {"ece": float(calibration_errors(probabilities, hits, np.ones((1, len(hits))))[0]), "bins": rows}
+
+
 def summarise(
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -150,6 +192,7 @@ def summarise(
             for k, name in enumerate(classes)
         },
         "confusion": matrix.tolist(),
+        "calibration": calibration(probabilities, predictions == np.asarray(labels)),
     }
     if groups is not None:
         summary["intervals"] = bootstrap_intervals(labels, predictions, groups, len(classes))

@@ -14,6 +14,7 @@ from dspkd_export.comparison import compare_predictions
 __all__ = ["Images", "certify", "not_certified"]
 
 BATCH = 32
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "intervals", "calibration")
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[int, int, str], None]
@@ -66,12 +67,11 @@ def certify(
     worst = min(files.values(), key=lambda f: (f["top1_agreement"], -f["max_abs_difference"]))
     drops = [f["paired"]["metrics"]["balanced_accuracy"] for f in files.values()]
     non_inferior = all(drop["difference"] >= -margin for drop in drops)
-    keys = ("accuracy", "balanced_accuracy", "macro_f1", "intervals")
     return {
         "images": images.what,
         "n": len(images),
         **worst,
-        "pytorch": {key: expected[key] for key in keys},
+        "pytorch": {key: expected[key] for key in METRICS},
         "files": {
             name: {k: v for k, v in record.items() if k not in ("deployed", "paired")} for name, record in files.items()
         },
@@ -118,6 +118,6 @@ def _compare(reference: np.ndarray, got: np.ndarray, images: Images, classes: Se
         "mean_abs_difference": float(difference.mean()),
         "top1_agreement": 1.0 - len(flipped) / len(reference),
         "flipped": [images.image_ids[i] for i in flipped],
-        "deployed": {key: summary[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "intervals")},
+        "deployed": {key: summary[key] for key in METRICS},
         "paired": compare_predictions(images.labels, reference, np.nan_to_num(got), images.groups, classes),
     }

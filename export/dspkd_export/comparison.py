@@ -10,7 +10,6 @@ import numpy as np
 __all__ = ["compare_predictions", "screening_threshold"]
 
 REPETITIONS = 1000
-BINS = 15
 SENSITIVITY = 0.9
 MELANOMA = "MEL"
 
@@ -82,13 +81,13 @@ def _metrics(
     threshold: float | None,
 ) -> dict[str, np.ndarray]:
     """Each metric for each row of `weights` (R, G), which says how often a lesion counts."""
-    from dspkd.train.metrics import weighted_headline
+    from dspkd.train.metrics import calibration_errors, weighted_headline
 
     predictions = probabilities.argmax(1)
     headline = weighted_headline(labels, predictions, group_index, weights, len(classes))
     metrics = {name: headline[name] for name in ("accuracy", "balanced_accuracy")}
     per_image = weights[:, group_index]
-    metrics["calibration_error"] = _calibration_errors(probabilities, predictions == labels, per_image)
+    metrics["calibration_error"] = calibration_errors(probabilities, predictions == labels, per_image)
     if threshold is not None:
         melanoma = labels == list(classes).index(MELANOMA)
         flagged = probabilities[:, list(classes).index(MELANOMA)] >= threshold
@@ -96,13 +95,3 @@ def _metrics(
             metrics["melanoma_sensitivity"] = per_image @ (flagged & melanoma) / (per_image @ melanoma)
             metrics["melanoma_specificity"] = per_image @ (~flagged & ~melanoma) / (per_image @ ~melanoma)
     return metrics
-
-
-def _calibration_errors(probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Expected calibration error of the top-1 probability, 15 equal bins (Guo et al. 2017, equation 5); `hits` (N,),
-    `weights` (R, N) -> (R,).
-    """
-    confidence = probabilities.max(1)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [np.abs((weights * (hits - confidence))[:, bins == k].sum(1)) for k in range(BINS)]
-    return np.sum(gaps, axis=0) / weights.sum(1)

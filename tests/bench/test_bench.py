@@ -1,19 +1,26 @@
 """A real, tiny bench; the schema of its results; the table."""
 
 import io
+import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from results_schema import check_schema
+from typer.testing import CliRunner
 
-from dspkd.errors import UsageError
+from dspkd.cli.app import app
+from dspkd.errors import DeviceError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import Preprocess
 from dspkd.student import StudentCard, save_student
+from dspkd_bench import bench
+from dspkd_bench.agent import batched_call
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.memory import measure_memory
+from dspkd_bench.subjects import Batched, open_batched, open_subject
 from dspkd_bench.table import results_table
 
 QUICK = StopRule(warmup_rounds=1, min_rounds=8, max_rounds=8, seconds=0.0)
@@ -124,3 +131,109 @@ def test_an_artifact_beside_its_student(networks, tmp_path):
     ratios = {r["subject"]: r for r in results["ratios"]}
     assert not ratios[exported["name"]]["same_runtime"]
     assert ratios[eager["name"]]["same_runtime"]
+
+
+# Larger batches, chosen cores, providers ----------------------------------------------------------------
+
+
+def test_larger_batches_are_measured_by_those_that_take_them(networks, tiny_artifacts):
+    folders = [*tiny_artifacts.values(), networks / "student"]
+    results = run_bench(BenchConfig(folders=folders, memory=False, stop=QUICK, batches=(1, 3, 8)))
+    check_schema(results)
+    by_target = {subject["target"]: subject for subject in results["subjects"]}
+    for target in ("onnx", "pytorch"):
+        measured = by_target[target]["batches"]
+        assert [one["batch"] for one in measured] == [3, 8]
+        for one in measured:
+            assert one["latency"]["n"] == 5
+            assert one["throughput_per_s"] == pytest.approx(1e3 * one["batch"] / one["latency"]["mean_ms"])
+    assert by_target["executorch"]["batches"] == []
+    [skipped] = results["failed"]
+    assert skipped["name"].startswith(by_target["executorch"]["name"]) and "one picture" in skipped["message"]
+    assert results["settings"]["batches"] == [1, 3, 8] and results["settings"]["batch"] == 1
+
+
+def test_a_batch_is_one_call(tiny_artifacts):
+    """What the static file would do one by one."""
+    subject = open_subject(tiny_artifacts["onnx"], threads=1)
+    batched = open_batched(subject, threads=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, subject.size, subject.size, 3), dtype=np.uint8)
+    answers = batched.run(subject.input_of(pixels))
+    singles = [subject.run(subject.input_of(one[None]))[0] for one in pixels]
+    assert np.abs(np.array(answers) - np.array(singles)).max() < 1e-5
+    with pytest.raises(ValueError, match="at most 2 pictures"):
+        batched_call(batched.run, subject.input_of(pixels), most=2)
+
+
+def test_a_batch_that_fails_leaves_the_rest(networks, monkeypatch):
+    def small(subject, *, threads):
+        def run(images):
+            if len(images) > 4:
+                raise MemoryError("no room for so many")
+            return images
+
+        return Batched(run)
+
+    monkeypatch.setattr(bench, "open_batched", small)
+    results = run_bench(BenchConfig([networks / "student"], memory=False, stop=QUICK, batches=(2, 8)))
+    [subject] = results["subjects"]
+    assert subject["latency"]["n"] == 8 and [one["batch"] for one in subject["batches"]] == [2]
+    assert results["failed"][0]["message"] == "batch 8: no room for so many"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on chosen cores")
+def test_chosen_cores_are_recorded_and_given_back(tiny_artifacts):
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    results = run_bench(BenchConfig([tiny_artifacts["onnx"]], memory=False, stop=QUICK, cores=(core,)))
+    check_schema(results)
+    assert results["environment"]["affinity"] == [core] and results["environment"]["cores"] == 1
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(UsageError, match=r"cores \[1023\] were asked for"):
+        run_bench(BenchConfig([tiny_artifacts["onnx"]], memory=False, stop=QUICK, cores=(1023,)))
+
+
+def test_each_provider_is_a_subject_and_what_is_not_there_says_so(tiny_artifacts):
+    folders = list(tiny_artifacts.values())
+    results = run_bench(BenchConfig(folders, memory=False, stop=QUICK, providers=("cpu", "cuda", "tensorrt")))
+    check_schema(results)
+    assert {s["name"]: s["provider"] for s in results["subjects"]} == {
+        "shufflenet_v2_x0_5 ONNX Runtime fp32": "cpu",
+        "shufflenet_v2_x0_5 ExecuTorch fp32": None,
+    }
+    why = {failed["name"]: failed["message"] for failed in results["failed"]}
+    assert "no CUDAExecutionProvider, only" in why["shufflenet_v2_x0_5 ONNX Runtime CUDA fp32"]
+    assert "no TensorrtExecutionProvider" in why["shufflenet_v2_x0_5 ONNX Runtime TensorRT fp32"]
+    with pytest.raises(DeviceError, match=r"none of them can be measured.*no CUDAExecutionProvider"):
+        run_bench(BenchConfig([tiny_artifacts["onnx"]], memory=False, stop=QUICK, providers=("cuda",)))
+
+
+def test_a_provider_that_silently_falls_back_is_not_measured(tiny_artifacts, monkeypatch):
+    """ONNX Runtime lists CUDA where its libraries are installed, and computes on the processor if they do not load."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *available])
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider does not start|CUDA"):
+        open_subject(tiny_artifacts["onnx"], threads=1, provider="cuda")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--batches", "0"], ["--batches", "8,"], ["--batches", "9-3"], ["--cores", "a"], ["--providers", "gpu"]],
+)
+def test_malformed_lists_are_refused(networks, words):
+    done = CliRunner().invoke(app, ["bench", str(networks / "student"), *words])
+    assert done.exception.exit_code == 2 and words[0] in done.exception.message
+
+
+def test_options_reach_the_results_and_the_table(tiny_artifacts, tmp_path):
+    out = tmp_path / "results.json"
+    words = ["--seconds", "0", "--min-rounds", "5", "--batches", "2-3", "--sustained", "1", "--no-memory"]
+    done = CliRunner().invoke(app, ["bench", str(tiny_artifacts["onnx"]), *words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    for text in ("pictures a second", "sustained / burst", "energy is not measured: no power sensor"):
+        assert text in done.output
+    results = json.loads(out.read_text())
+    check_schema(results)
+    assert results["settings"]["batches"] == [1, 2, 3] and results["settings"]["sustained_seconds"] == 1.0

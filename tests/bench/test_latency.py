@@ -5,7 +5,16 @@ import gc
 import numpy as np
 import pytest
 
-from dspkd_bench.latency import Series, StopRule, latency_summary, measure_interleaved, ratio_of_medians, thinned
+from dspkd_bench.latency import (
+    Series,
+    StopRule,
+    latency_summary,
+    measure_interleaved,
+    ratio_of_medians,
+    sustained_summary,
+    thinned,
+)
+from dspkd_bench.statistics import flags
 
 
 class Clock:
@@ -31,11 +40,23 @@ def measure(clock: Clock, stop: StopRule, **costs_ms: float) -> dict[str, list[f
     return {name: series.ms for name, series in measure_interleaved(calls, stop, clock_ns=clock).items()}
 
 
-def test_every_subject_once_per_round_and_the_order_turns():
+def test_every_subject_once_per_round():
     clock = Clock()
     times = measure(clock, StopRule(warmup_rounds=1, min_rounds=3, max_rounds=3, seconds=0.0), a=1.0, b=2.0, c=4.0)
-    assert "".join(clock.calls) == "abc" + "abc" + "bca" + "cab"
+    rounds = ["".join(clock.calls[i : i + 3]) for i in range(0, 12, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert times == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [4.0] * 3}
+
+
+def test_no_subject_keeps_its_neighbour_and_the_order_is_the_same_again():
+    """What ran before has filled the caches: with one neighbour for ever its weight would be in the result."""
+    rule = StopRule(warmup_rounds=0, min_rounds=300, max_rounds=300, seconds=0.0)
+    first, second = Clock(), Clock()
+    for clock in (first, second):
+        measure(clock, rule, a=1.0, b=2.0, c=4.0, d=8.0)
+    assert first.calls == second.calls
+    before_a = [first.calls[i - 1] for i in range(1, len(first.calls)) if first.calls[i] == "a"]
+    assert all(60 <= before_a.count(name) <= 140 for name in "bcd")
 
 
 def test_it_stops_by_time_after_the_least_number_of_rounds():
@@ -89,3 +110,37 @@ def test_noise_that_both_subjects_share_cancels_in_the_ratio():
     assert paired["interval"] == pytest.approx([5.0, 5.0])
     assert separate["interval"][1] - separate["interval"][0] > 0.2
     assert separate["interval"][0] <= 5.0 <= separate["interval"][1]
+
+
+# Sustained load
+
+
+def test_burst_and_sustained_of_a_device_that_heats_up():
+    """10 ms for the first 20 of 60 s, then 15 ms, both with a little noise."""
+    rng, at_s, ms, now = np.random.default_rng(4), [], [], 100.0
+    while now < 160.0:
+        at_s.append(now)
+        ms.append((10.0 if now < 120.0 else 15.0) * (1 + 0.01 * rng.standard_normal()))
+        now += ms[-1] / 1e3
+    summary = sustained_summary(Series(ms, at_s))
+    assert summary["seconds"] == pytest.approx(60.0, abs=0.02)
+    assert (summary["burst_ms"], summary["sustained_ms"]) == pytest.approx((10.0, 15.0), rel=0.005)
+    low, high = summary["ratio"]["interval"]
+    assert low <= 1.5 <= high and high - low < 0.02
+    assert summary["series"]["at_s"][0] == pytest.approx(0.0, abs=0.1)
+    assert "drifting" in flags(ms)
+
+
+def test_a_steady_device_has_a_ratio_of_one():
+    rng = np.random.default_rng(3)
+    ms = (1.0 * rng.lognormal(0.0, 0.1, 50_000)).tolist()
+    at_s = (np.cumsum(ms) / 1e3).tolist()
+    summary = sustained_summary(Series(ms, at_s))
+    low, high = summary["ratio"]["interval"]
+    assert low <= 1.0 <= high and high - low < 0.02
+    assert flags(ms) == []
+
+
+def test_a_phase_of_a_few_calls():
+    summary = sustained_summary(Series([4.0, 2.0, 2.0], [0.0, 1.0, 2.0]))
+    assert summary["burst_ms"] == summary["sustained_ms"] == 2.0

@@ -5,9 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from watching import processes, running, wait_until
 from dspkd.cli.app import app
 from dspkd.devices import LocalDevice, SshDevice, open_device
 from dspkd.errors import DeviceError, UsageError
+from dspkd.fileio import ensure_dir
 from dspkd_bench import bench
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
@@ -231,25 +233,25 @@ def test_a_second_bench_on_the_same_device(board, tiny_artifacts, request, kind,
     def refused():
         with pytest.raises(DeviceError, match="another dspkd bench is running there"):
             run_bench(config)
-        kill(running(command))
+        kill(running(command, board.work))
 
-    kept = interrupt(board, request.getfixturevalue(kind), command, refused)
+    kept = interrupt(board, request.getfixturevalue(kind), refused)
     assert kept.series
     assert left(board) == []
 
 
 @both
 def test_it_is_killed_and_what_was_measured_is_kept(board, request, kind, command):
-    kept = interrupt(board, request.getfixturevalue(kind), command, lambda: kill(running(command)))
+    kept = interrupt(board, request.getfixturevalue(kind), lambda: kill(running(command, board.work)))
     assert "ended early" in kept.interrupted
     assert left(board) == []
 
 
 @both
 def test_the_connection_is_cut_while_it_measures(board, request, kind, command):
-    kept = interrupt(board, request.getfixturevalue(kind), command, lambda: kill(sessions(board)))
+    kept = interrupt(board, request.getfixturevalue(kind), lambda: kill(sessions(board)))
     assert "connection" in kept.interrupted
-    wait_until(lambda: not running(command))
+    wait_until(lambda: not running(command, board.work))
     wait_until(lambda: left(board) == [])
 
 
@@ -281,17 +283,17 @@ def test_the_connection_is_cut_at_each_step(board, artifact, monkeypatch, step):
         assert run_bench(config)["subjects"][0]["latency"]["n"] == 70
     assert steps == step + 1 if step == 5 else steps > step
     wait_until(lambda: left(board) == [])
-    assert not running(AGENT)
+    assert not running(AGENT, board.work)
 
 
 def test_dspkd_itself_is_killed(board, artifact):
     """Nobody is left to clean up, and the device does it all the same."""
     words = ["bench", str(artifact), "--device", board.url, "--seconds", "120"]
     process = subprocess.Popen([sys.executable, "-m", "dspkd", *words], stderr=subprocess.DEVNULL)
-    wait_until(lambda: running(AGENT), seconds=60)
+    wait_until(lambda: running(AGENT, board.work), seconds=60)
     process.kill()
     process.wait()
-    wait_until(lambda: not running(AGENT))
+    wait_until(lambda: not running(AGENT, board.work))
     wait_until(lambda: left(board) == [])
 
 
@@ -315,14 +317,15 @@ def sessions(board):
     return found
 
 
-def interrupt(board, model, command, how):
-    kept = {}
+def interrupt(board, model, how):
+    """What is kept when `how` happens after something was measured."""
+    kept, scratch = {}, ensure_dir(board.folder / "scratch")
     thread = threading.Thread(target=lambda: kept.update(run=measure_with(board, model, ENDLESS)))
-    thread.start()
-    wait_until(lambda: running(command))
-    time.sleep(3.0)
-    how()
-    thread.join(30)
+    with patch.object(tempfile, "tempdir", str(scratch)):
+        thread.start()
+        wait_until(lambda: any(b'"times"' in events.read_bytes() for events in scratch.glob("dspkd-*/events")), 60)
+        how()
+        thread.join(60)
     assert len(kept["run"].series[0].ms) > 10
     return kept["run"]
 
@@ -363,6 +366,17 @@ def python_with_runtime(version):
         if done.stdout.strip() == version:
             return str(python)
     pytest.skip(f"no Python {version} with onnxruntime (DSPKD_TEST_PYTHONS)")
+
+
+@pytest.mark.skipif("DSPKD_TEST_AARCH64_PYTHON" not in os.environ, reason="needs DSPKD_TEST_AARCH64_PYTHON")
+def test_the_agent_on_aarch64(loopback, monkeypatch, artifact):
+    """The variable names a command that starts an emulated Python with onnxruntime; only the answer counts."""
+    monkeypatch.setenv("DSPKD_DEVICE_PYTHON", os.environ["DSPKD_TEST_AARCH64_PYTHON"])
+    results = run_bench(BenchConfig(folders=[artifact], stop=QUICK, device=loopback.url))
+    assert results["environment"]["machine"] == results["device"]["machine"] == "aarch64"
+    check = results["subjects"][0]["device_check"]
+    assert check["same_class"] and check["max_abs_difference"] < 1e-4
+    assert left(loopback) == []
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])

@@ -6,11 +6,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspkd.errors import DataError
 from dspkd.figures import confusion_svg, curves_svg
 from dspkd.student import load_card
-from dspkd_bench.charts import Point, Series, line_chart, log_ticks, nice_ticks, scatter_chart
+from dspkd_bench.charts import Point, Series, line_chart, log_ticks, nice_ticks, pareto_front, scatter_chart
+from dspkd_bench.charts_calibration import reliability_chart
+from dspkd_bench.charts_latency import time_chart
 from dspkd_bench.report import ReportContent, assign_teachers, collect, read_results, render_report, write_report
 from dspkd_bench.report_view import view
 
@@ -45,6 +49,48 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
+def measured_everything(results):
+    """Adds what a bench measures only where it is asked to, or where there is a sensor."""
+    results["device"] = {"url": "ssh://board", "kind": "ssh", "name": "Board", "machine": "aarch64"}
+    results["device"]["facts"] = {"JetPack": "6.2", "Power mode": "MAXN"}
+    results["environment"]["affinity"] = [2, 3]
+    results["states"] = [
+        {
+            "at_ms": 1000.0 * second,
+            "phase": "rounds" if second < 10 else "sustained",
+            "clocks_khz": [1_500_000, 1_000_000],
+            "temperatures_c": {"tj-thermal": 40.0 + second},
+            "power_w": {"VDD_IN": 7.0},
+            "load1": 1.0,
+        }
+        for second in range(20)
+    ]
+    for subject in results["subjects"]:
+        p50 = subject["latency"]["p50_ms"]
+        times = {"at_s": [0.1 * i for i in range(100)], "ms": [p50 * (1 + i / 500) for i in range(100)]}
+        subject["series"], subject["throughput_per_s"], subject["flags"] = times, 1e3 / p50, ["drifting"]
+        subject["batches"] = [
+            {"batch": 8, "latency": {**subject["latency"], "p50_ms": 7 * p50}, "throughput_per_s": 8e3 / (7 * p50)}
+        ]
+        subject["sustained"] = {
+            "seconds": 60.0,
+            "burst_ms": p50,
+            "sustained_ms": 1.3 * p50,
+            "ratio": {"ratio": 1.3, "interval": [1.27, 1.33]},
+            "series": times,
+        }
+        subject["energy"] = {
+            "mj_per_inference": 4 * p50,
+            "interval": [3.9 * p50, 4.1 * p50],
+            "idle_w": 3.0,
+            "active_w": 7.0,
+            "sensor": "VDD_IN, ina3221",
+            "rate_hz": 10.0,
+            "seconds": 20.0,
+        }
+    return results
+
+
 @pytest.fixture
 def page(report_data) -> str:
     return render_report(report_data)
@@ -52,21 +98,24 @@ def page(report_data) -> str:
 
 def test_every_section_is_there_and_every_link_in_the_page_leads_somewhere(page):
     parsed = Page(page)
-    ids = {a["id"] for _, a in parsed.tags if "id" in a}
+    ids = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert len(ids) == len(set(ids))
     links = {a["href"] for a in parsed.all("a")}
     sections = {
+        "overview",
+        "device-1",
         "accuracy",
-        "speed",
         "certificates",
         "training",
         "classes",
+        "reliability",
         "confusion",
         "mask",
         "environment",
         "commands",
     }
     assert links == {f"#{name}" for name in sections}
-    assert sections <= ids
+    assert sections <= set(ids)
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -93,14 +142,29 @@ def test_tables_pictures_and_charts_can_be_read_aloud(page):
 
 
 def test_the_headline_says_what_was_measured(page):
-    for text in ("34.2×", "56.1×", "fewer parameters", "Student distilled", "AMD EPYC &lt;virtual&gt;", "100.00 %"):
+    for text in (
+        "34.2×",
+        "56.1×",
+        "fewer parameters",
+        "Student distilled",
+        "AMD EPYC &lt;virtual&gt;",
+        "100.00\u00a0%",
+    ):
         assert text in page
 
 
 def test_every_text_is_escaped(report_data, results):
-    results["command"] = results["environment"]["cpu"] = EVIL
-    for subject in results["subjects"]:
+    measured_everything(results)
+    results["command"] = results["environment"]["cpu"] = results["device"]["name"] = EVIL
+    results["device"]["facts"] = {EVIL: EVIL}
+    results["failed"] = [{"name": EVIL, "message": EVIL}]
+    for state in results["states"]:
+        state["temperatures_c"] = state["power_w"] = {EVIL: 40.0 + state["at_ms"] / 1e4}
+    for number, subject in enumerate(results["subjects"]):
         subject["name"] = subject["architecture"] = subject["precision"] = subject["name"] + EVIL
+        subject["path"] = subject["runtime"] = subject["target"] = EVIL
+        subject["energy"] = {"not_measured": EVIL} if number else subject["energy"] | {"sensor": EVIL}
+        subject["sustained"]["remarks"] = subject["flags"] = [EVIL]
     for ratio in results["ratios"]:
         ratio["subject"] += EVIL
         ratio["teacher"] += EVIL
@@ -269,10 +333,167 @@ def test_a_run_that_may_not_be_believed_says_so_first(results):
     page = render_report(ReportContent(results=[results]))
     assert "Invalid run: do not quote these numbers." in page
     assert "&lt;ssh://board&gt;" in page and "<memory>" not in page
-    assert "Measured on ssh://board" in page and "teacher ExecuTorch fp32: out of" in page
+    assert "Measured over ssh" in page and "<dd>ssh://board</dd>" in page and "teacher ExecuTorch fp32: out of" in page
     assert page.index("Invalid run") < page.index("p50, ms") and "12.5" in page
 
 
 def test_results_from_before_verdicts_have_none(results):
     page = render_report(ReportContent(results=[results]))
-    assert 'class="verdict"' not in page
+    assert 'class="verdict' not in page
+
+
+def test_an_old_result_has_none_of_what_is_measured_today(results):
+    page = render_report(ReportContent(results=[results]))
+    for heading in ("Batches", "Sustained load", "Energy", "Every call over time", "The device meanwhile"):
+        assert f"<h3>{heading}</h3>" not in page
+    assert 'id="reliability"' not in page
+
+
+def test_what_was_measured_more_stands_in_the_devices_section(results):
+    page = render_report(ReportContent(results=[measured_everything(results)]))
+    for text in ("Batch 8", "1.30×", "1.27× – 1.33×", "VDD_IN, ina3221", "tj-thermal", "JetPack", "drifting", "2, 3"):
+        assert text in page
+    # Teacher 202, student 3.9 ms in ExecuTorch, and the energy is made proportional.
+    teacher, student = (s for s in results["subjects"] if s["target"] == "executorch")
+    ratio = teacher["latency"]["p50_ms"] / student["latency"]["p50_ms"]
+    assert page.count(f"<strong>{ratio:.1f}×</strong>") >= 2
+
+
+def test_the_reason_why_there_is_no_energy_stands_there_once(results):
+    measured_everything(results)
+    for subject in results["subjects"]:
+        subject["energy"] = {"not_measured": "no power sensor can be read"}
+    page = render_report(ReportContent(results=[results]))
+    assert page.count("Not measured: no power sensor can be read.") == 1
+    assert "mJ per" not in page
+
+
+def test_every_row_can_be_measured_again(results):
+    page = render_report(ReportContent(results=[results]))
+    environment = page[page.index('id="environment"') :]
+    assert "--teacher runs/teacher --threads 1</pre>" in environment
+    for subject in results["subjects"]:
+        assert subject["name"] in environment
+        assert f"{subject['path']}<br>{subject['weights_sha256']}" in environment
+
+
+def test_several_devices_have_a_section_each_and_a_matrix(results):
+    board = measured_everything(json.loads(json.dumps(results)))
+    board["subjects"] = [s for s in board["subjects"] if s["target"] != "pytorch"]
+    board["ratios"] = [r for r in board["ratios"] if "pytorch" not in r["subject"]]
+    shown = view(ReportContent(results=[results, board]))
+    assert [device["title"] for device in shown["devices"]] == ["AMD EPYC <virtual>", "Board"]
+    lines = {line["row"]["name"]: line["cells"] for line in shown["matrix"]["lines"]}
+    assert len(lines) == 6
+    assert lines["shufflenet_v2_x1_0 pytorch"][1] is None
+    here, there = lines["shufflenet_v2_x1_0 onnx"]
+    assert here["p50_ms"] == there["p50_ms"] and here["ratio"]["teacher"] == "res2net101_26w_4s onnx"
+    page = render_report(ReportContent(results=[results, board]))
+    assert {"device-1", "device-2"} <= {a["id"] for _, a in Page(page).tags if "id" in a}
+    # A file's certificate is the same wherever it is timed.
+    assert len(shown["certificates"]) == 4
+
+
+def test_two_runs_on_one_device_keep_their_names_apart(results):
+    titles = [device["title"] for device in view(ReportContent(results=[results] * 3))["devices"]]
+    assert titles == ["AMD EPYC <virtual>", "AMD EPYC <virtual>, run 2", "AMD EPYC <virtual>, run 3"]
+
+
+def test_the_ratios_stand_beside_those_of_the_paper(results):
+    pairs = {pair["title"]: pair for pair in view(ReportContent(results=[results]))["pairs"]}
+    assert pairs["Parameters"]["paper"] == 34.2 and pairs["Parameters"]["ratio"] == pytest.approx(34.2, abs=0.1)
+    assert pairs["Median latency"]["paper"] == 12.9 and pairs["Median latency"]["interval"] is not None
+
+
+def test_a_stock_export_is_compared_and_never_the_headline(results):
+    student = next(s for s in results["subjects"] if s["role"] == "student" and s["target"] == "onnx")
+    faster = {key: value / 10 if key.endswith("_ms") and value else value for key, value in student["latency"].items()
+              if key not in ("p50_interval_ms", "p90_interval_ms", "p99_interval_ms")}  # fmt: skip
+    peer = {
+        **student,
+        "name": "shufflenet OpenVINO",
+        "role": "peer",
+        "target": "openvino",
+        "validation": None,
+        "certificate": None,
+        "latency": {**student["latency"], **faster},
+    }
+    results["subjects"].append(peer)
+    results["ratios"].append({**results["ratios"][0], "subject": peer["name"], "same_runtime": False})
+    shown = view(ReportContent(results=[results]))
+    (device,) = shown["devices"]
+    assert "shufflenet OpenVINO" in device["strips"] and "OpenVINO" not in device["scatter"]
+    assert [pair["peer"]["name"] for pair in device["peers"]] == ["shufflenet OpenVINO"]
+    assert all("OpenVINO" not in tile["note"] for tile in shown["tiles"])
+    assert [net["role"] for net in device["networks"]] == ["teacher", "student"]
+
+
+def test_an_artifact_that_ran_nowhere_here_says_so(results):
+    subject = next(s for s in results["subjects"] if s["target"] == "onnx")
+    subject["certificate"] = {"passed": None, "not_run": "no <device> at hand", "n": 0, "stand_in": None}
+    subject["validation"] = None
+    page = render_report(ReportContent(results=[results]))
+    assert "no &lt;device&gt; at hand" in page and "not run" in page
+
+
+def test_reliability_of_runs_and_of_files_against_pytorch(report_data, results):
+    run = report_data.runs[2].metrics["calibration"]
+    student = next(s for s in results["subjects"] if s["role"] == "student" and s["target"] == "onnx")
+    worse = {**run, "ece": 0.25}
+    student["validation"] = student["validation"] | {"calibration": worse}
+    student["certificate"]["pytorch"] = student["certificate"]["pytorch"] | {"calibration": run}
+    shown = view(replace(report_data, results=[results]))["reliability"]
+    assert len(shown["runs"]) == 3
+    (diagram,) = shown["files"]
+    assert (diagram["ece"], diagram["pytorch_ece"]) == (0.25, run["ece"])
+    assert diagram["chart"].count('class="hollow"') == sum(row["n"] > 0 for row in run["bins"])
+    old = [
+        replace(r, card={**r.card, "metrics": {"test": r.metrics | {"calibration": None}}}) for r in report_data.runs
+    ]
+    assert view(ReportContent(runs=old))["reliability"] is None
+
+
+def test_a_reliability_diagram_shows_the_images_of_every_bin():
+    bins = [{"low": k / 15, "high": (k + 1) / 15, "n": 0, "confidence": None, "accuracy": None} for k in range(15)]
+    assert reliability_chart(bins, role="student", title="t") == ""
+    bins[9] |= {"n": 40, "confidence": 0.63, "accuracy": 0.5}
+    bins[14] |= {"n": 10, "confidence": 0.98, "accuracy": 0.9}
+    chart = reliability_chart(bins, role="student", title="t")
+    heights = [float(h) for h in re.findall(r'class="count student"[^>]* height="([\d.]+)"', chart)]
+    assert heights[1] == pytest.approx(heights[0] / 4, abs=0.1)
+    assert "60 to 67 % sure: 40 images, 50.0 % right" in chart
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats(places):
+    points = [Point("p", "student", float(x), float(y), 1.0) for x, y in places]
+    front = pareto_front(points)
+
+    def beats(p, q):
+        return p.x <= q.x and p.y >= q.y and (p.x, p.y) != (q.x, q.y)
+
+    for i, q in enumerate(points):
+        assert (i in front) is not any(beats(p, q) for p in points)
+    assert [points[i].x for i in front] == sorted(points[i].x for i in front)
+
+
+def test_what_is_beaten_is_paler_and_far_times_are_logarithmic():
+    points = [Point("fast", "student", 1.0, 60.0, 1.0), Point("slow", "student", 2.0, 59.0, 1.0)]
+    titles = {"title": "t", "x_label": "ms", "y_label": "y"}
+    near = scatter_chart(points, **titles)
+    assert near.count('class="bubble behind student"') == 1 and "slow, not on the Pareto front" in near
+    assert "logarithmic" not in near
+    far = scatter_chart([*points, Point("teacher", "teacher", 50.0, 80.0, 9.0)], **titles)
+    assert "logarithmic" in far
+    narrow = scatter_chart(points, **titles, narrow=True)
+    assert ">1</text>" in narrow and ">fast</text>" not in narrow
+
+
+def test_a_slow_call_is_a_mark_and_does_not_flatten_the_rest():
+    values = [1.0 + 0.001 * (i % 7) for i in range(99)] + [50.0]
+    chart = time_chart(list(range(100)), values, role="student", title="t", guides=[("p50", 1.0), ("p99", 25.0)])
+    assert chart.count("h0") == 99 and chart.count("v-5") == 1
+    assert ">p50<" in chart and ">p99<" not in chart
+    assert time_chart([], [], role="student", title="t", guides=[("p50", 1.0)]) == ""
+    one = time_chart([0.0], [2.0], role="student", title="t", guides=[("p50", 2.0)])
+    assert "nan" not in one and one.count("h0") == 1

@@ -58,3 +58,25 @@ def test_the_suffix_decides(results, tmp_path, name):
     with pytest.raises(UsageError, match="no such kind"):
         table_writer(tmp_path / "table.xlsx")
     assert table_writer(tmp_path / "page.html") is None
+
+
+def test_batches_sustained_load_and_energy_have_columns(results):
+    first = results["subjects"][0]
+    first |= {
+        "batches": [{"batch": 8, "latency": {"p50_ms": 70.0}, "throughput_per_s": 114.3}],
+        "sustained": {"seconds": 60.0, "burst_ms": 10.0, "sustained_ms": 13.0, "ratio": {"ratio": 1.3}},
+        "energy": {"mj_per_inference": 42.0, "interval": [41.0, 43.0], "idle_w": 3.0, "sensor": "VDD_IN"},
+    }
+    results["subjects"][1]["energy"] = {"not_measured": "no sensor"}
+    row, other = read(results_csv([results]))[:2]
+    assert (row["batch_8_throughput_per_s"], row["sustained_over_burst"]) == ("114.3", "1.3")
+    assert (row["energy_mj_per_inference"], row["energy_low_mj"], row["energy_sensor"]) == ("42.0", "41.0", "VDD_IN")
+    assert other["batch_8_p50_ms"] == other["energy_mj_per_inference"] == ""
+    lines = results_markdown([results]).splitlines()
+    assert "batch 8, images/s" in lines[0] and "13.00 (1.30)" in lines[2] and "42.00 [41.00, 43.00]" in lines[2]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_markdown_has_no_column_of_what_nothing_has(results):
+    header = results_markdown([results]).splitlines()[0]
+    assert "energy" not in header and "sustained" not in header and "batch" not in header

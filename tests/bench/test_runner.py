@@ -18,6 +18,7 @@ import torch
 from dspkd.errors import DeviceError, MissingDependencyError, OutputError, UsageError
 from dspkd.fileio import ensure_dir
 from dspkd_bench import runner_build
+from dspkd_bench.agent import early_stopping_rank
 from dspkd_bench.runner_build import WHEEL_VARIABLE, build_runner
 from dspkd_export.golden import read_golden
 
@@ -111,7 +112,9 @@ def test_prints_the_protocol(kit, model):
     assert loaded["runtime"] == kit.runtime
     assert loaded["load_ms"] > 0 and loaded["first_ms"] > 0
     assert 0 < loaded["rss_before_kib"] < loaded["rss_loaded_kib"] <= loaded["peak_kib"]
+    assert len(first["affinity"]) == first["cores"]
     assert said[3]["at_ms"] == 0.0 and said[5]["at_ms"] > said[4]["at_ms"][-1]
+    assert (said[3]["phase"], said[5]["phase"]) == ("before", "after")
 
 
 def test_models_take_turns_and_the_order_turns(kit, model):
@@ -133,6 +136,32 @@ def test_stops_after_the_seconds_but_not_before_the_rounds(kit, model):
     assert 1100 < times[1]["at_ms"][-1] < 1400
     few = events(start(kit, "--seconds", "0", "--min-rounds", "7", "--max-rounds", "9", model))
     assert len(of_kind(few, "times")[0]["ms"]) == 7
+
+
+FEWEST = next(n for n in itertools.count(1) if early_stopping_rank(n))
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("1e9", FEWEST), ("0", 300)])
+def test_stops_when_p90_is_known(kit, model, precision, rounds):
+    """As soon as agent.py's rule gives any estimate of it; exactly it is never known."""
+    words = ("--warmup", "0", "--seconds", "60", "--min-rounds", "10", "--max-rounds", "300", "--precision", precision)
+    taken = sum(len(e["ms"]) for e in of_kind(events(start(kit, *words, model)), "times"))
+    # It looks again after every fifth more.
+    assert rounds <= taken <= 1.2 * rounds + 1
+
+
+def test_every_model_runs_alone_after_a_pause(kit, model):
+    said = events(start(kit, *QUICK, "--sustained", "1.2", model, model))
+    assert [e["index"] for e in of_kind(said, "sustained")] == [0, 1]
+    for event in of_kind(said, "sustained"):
+        idle, started = event["idle_ms"]
+        assert started - idle >= 1000
+        own = [e for e in of_kind(said, "times") if e.get("phase") == "sustained" and e["index"] == event["index"]]
+        times = [at for e in own for at in e["at_ms"]]
+        assert len(own) == 2 and started <= times[0] and 1000 < times[-1] - times[0] < 1200
+        states = [e["phase"] for e in of_kind(said, "state") if e.get("index") == event["index"]]
+        assert states == ["idle", "sustained"]
+    assert [len(e["ms"]) for e in of_kind(said, "times") if "phase" not in e] == [4, 4]
 
 
 def test_what_cannot_be_loaded_does_not_keep_others_from_being_measured(kit, model, tmp_path):
@@ -216,7 +245,14 @@ def test_state_of_a_phone(kit, model, tmp_path):
 def test_a_state_that_cannot_be_read_is_empty(kit, model, tmp_path):
     state = of_kind(events(start(kit, *QUICK, model, DSPKD_RUNNER_ROOT=str(tmp_path))), "state")[0]
     del state["event"]
-    assert state == {"at_ms": 0.0, "load1": None, "clocks_khz": [], "governor": [], "temperatures_c": {}}
+    assert state == {
+        "at_ms": 0.0,
+        "phase": "before",
+        "load1": None,
+        "clocks_khz": [],
+        "governor": [],
+        "temperatures_c": {},
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -244,6 +280,8 @@ def test_sigterm_ends_it_with_what_was_measured(kit, model, threads):
         (("--seconds", "inf", "m.pte"), "--seconds takes seconds"),
         (("--min-rounds", "1.5", "m.pte"), "--min-rounds takes a whole number"),
         (("--threads", "0", "m.pte"), "--threads takes a whole number from 1"),
+        (("--precision", "-1", "m.pte"), "--precision takes a fraction from 0"),
+        (("--sustained", "long", "m.pte"), "--sustained takes seconds from 0"),
         (("--max-rounds", "99999999999999999999", "m.pte"), "--max-rounds takes a whole number"),
         (("--min-rounds", "9", "--max-rounds", "3", "m.pte"), "--min-rounds is above --max-rounds"),
         (("m.pte", "--warmup"), "--warmup takes a value"),

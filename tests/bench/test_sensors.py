@@ -33,7 +33,8 @@ from dspkd_bench.sensors import (
     PhoneIdentity,
     PowerMode,
     Rail,
-    energy_mj,
+    accumulated_counter,
+    accumulated_power,
     parse_battery,
     parse_getprop,
     parse_hwmon,
@@ -42,6 +43,8 @@ from dspkd_bench.sensors import (
     parse_tegrastats,
     parse_thermal_service,
     phone_identity,
+    powercap_labels,
+    powercap_total,
     total_rail,
 )
 
@@ -450,22 +453,57 @@ def test_identities_that_are_none(parse, says):
 # energy
 
 
-def test_energy_of_trapezoids_above_idle():
-    # 0 to 1 s: (1000 + 3000) / 2 = 2000 mJ; 1 to 3 s: 3000 mW × 2 s = 6000 mJ; idle 500 mW × 3 s = 1500 mJ
-    assert energy_mj([(0.0, 1000.0), (1.0, 3000.0), (3.0, 3000.0)], 500.0) == pytest.approx(6500.0)
+def test_energy_of_trapezoids():
+    # 1 s from 1 W to 3 W, then 2 s of 3 W
+    assert accumulated_power([(5.0, 1000.0), (6.0, 3000.0), (8.0, 3000.0)]) == [0.0, 2000.0, 8000.0]
 
 
-def test_energy_below_idle_keeps_its_sign():
-    assert energy_mj([(10.0, 100.0), (12.0, 100.0)], 150.0) == pytest.approx(-100.0)
+def test_power_the_other_way_round_is_energy_below_zero():
+    assert accumulated_power([(10.0, -100.0), (12.0, -100.0)]) == [0.0, -200.0]
 
 
 @pytest.mark.parametrize(
     "samples",
     [[], [(0.0, 1.0)], [(1.0, 1.0), (1.0, 1.0)], [(2.0, 1.0), (1.0, 1.0)], [(0.0, math.nan), (1.0, 1.0)]],
 )
-def test_energy_needs_samples_in_order(samples):
+@pytest.mark.parametrize("accumulate", [accumulated_power, lambda samples: accumulated_counter(samples, 1000)])
+def test_energy_needs_samples_in_order(samples, accumulate):
     with pytest.raises(ValueError, match="energy: expected"):
-        energy_mj(samples, 0.0)
+        accumulate(samples)
+
+
+def test_a_counter_in_microjoules_begins_again_at_its_range():
+    # 262 143 328 850 µJ is what a desktop processor says; 1 J a step
+    full = 262_143_328_850
+    readings = [(0.0, full - 1_500_000), (0.1, full - 500_000), (0.2, 500_000), (0.3, 1_500_000), (0.4, 1_500_000)]
+    assert accumulated_counter(readings, full) == [0.0, 1000.0, 2000.0, 3000.0, 3000.0]
+
+
+@pytest.mark.parametrize("after", [0, 499_999])
+def test_a_counter_that_was_set_back_is_no_energy(after):
+    with pytest.raises(ValueError, match="expected a counter that grows, got 500000 and then"):
+        accumulated_counter([(0.0, 500_000), (0.1, after)], 262_143_328_850)
+    with pytest.raises(ValueError, match="expected a counter that grows"):
+        accumulated_counter([(0.0, 500_000), (0.1, after)], 0)
+
+
+def test_zones_of_a_server_and_of_a_laptop():
+    server = {
+        "intel-rapl:0": "package-0",
+        "intel-rapl:0:0": "dram",
+        "intel-rapl:1": "package-1",
+        "intel-rapl:1:0": "dram",
+    }
+    assert powercap_total(server) == tuple(server)
+    assert list(powercap_labels(server).values()) == ["package-0", "package-0 dram", "package-1", "package-1 dram"]
+    laptop = {
+        "intel-rapl:0": "package-0",
+        "intel-rapl:0:0": "core",
+        "intel-rapl:0:1": "uncore",
+        "intel-rapl:1": "psys",
+    }
+    assert powercap_total(laptop) == ("intel-rapl:0",)
+    assert powercap_labels(laptop)["intel-rapl:0:1"] == "package-0 uncore"
 
 
 # any text

@@ -92,6 +92,9 @@ def test_the_certificate_covers_the_whole_validation_part_on_the_targets_runtime
     # Exactly 0 would mean that PyTorch was compared with itself, or that the answers are all 0 and 1.
     assert 0.0 < certificate["max_abs_difference"] < 1e-4
     assert certificate["runtime"].startswith({"onnx": "onnxruntime ", "executorch": "executorch "}[target])
+    error = certificate["paired"]["metrics"]["calibration_error"]
+    for side in ("pytorch", "deployed"):
+        assert certificate[side]["calibration"]["ece"] == pytest.approx(error[side], abs=1e-6)
     assert set(certificate["files"]) == FILES[target]
 
 

@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from dspkd.train.metrics import bootstrap_intervals, confusion_matrix, summarise
+from dspkd.train.metrics import bootstrap_intervals, calibration, calibration_errors, confusion_matrix, summarise
 
 # Truth by row:      A  B  C
 MATRIX = np.array([[3, 1, 0], [2, 4, 2], [0, 0, 0]])
@@ -126,3 +129,46 @@ def test_the_names_of_groups_do_not_matter_and_one_group_is_no_evidence():
     labels, predictions, _ = draw(np.random.default_rng(4), 40)
     low, high = bootstrap_intervals(labels, predictions, ["one"] * 40, 2)["accuracy"]
     assert low == high == pytest.approx((labels == predictions).mean())
+
+
+def test_calibration_by_hand():
+    # Two bins of fifteen: top-1 probabilities 0.9 (two images, one right) and 0.5 (two images, both right).
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
+    got = calibration(probabilities, np.array([True, False, True, True]))
+    filled = [row for row in got["bins"] if row["n"]]
+    assert [(row["n"], row["confidence"], row["accuracy"]) for row in filled] == [
+        (2, pytest.approx(0.5), 1.0),
+        (2, pytest.approx(0.9), 0.5),
+    ]
+    assert all(row["low"] <= row["confidence"] < row["high"] for row in filled)
+    assert got["ece"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.4)
+    assert len(got["bins"]) == 15 and sum(row["n"] for row in got["bins"]) == 4
+    json.dumps(got, allow_nan=False)
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 60), st.just(3)), elements=st.floats(1e-3, 1.0)),
+    st.randoms(use_true_random=False),
+)
+def test_the_bins_give_the_error_that_stands_beside_them(scores, random):
+    """The diagram and the number are of one piece."""
+    probabilities = scores / scores.sum(1, keepdims=True)
+    hits = np.array([random.random() < 0.5 for _ in probabilities])
+    got = calibration(probabilities, hits)
+    n = len(hits)
+    gaps = [row["n"] / n * abs(row["accuracy"] - row["confidence"]) for row in got["bins"] if row["n"]]
+    assert got["ece"] == pytest.approx(sum(gaps), abs=1e-9)
+    weights = np.vstack([np.ones(n), np.full(n, 3.0)])
+    assert calibration_errors(probabilities, hits, weights) == pytest.approx([got["ece"]] * 2)
+
+
+def test_certain_and_broken_answers_have_a_bin():
+    """A softmax in half precision may end above 1, and a broken runtime answers with NaN or infinity."""
+    got = calibration(np.array([[1.0002, 0.0], [np.nan, 0.5], [np.inf, 0.0]]), np.array([True, False, True]))
+    assert [row["n"] for row in got["bins"]] == [1, *[0] * 13, 2]
+    json.dumps(got, allow_nan=False)
+
+
+def test_summaries_carry_their_calibration():
+    got = summarise(LABELS, one_hot(PREDICTIONS, confidence=0.8), ["A", "B", "C"])
+    assert got["calibration"]["ece"] == pytest.approx(0.8 - 7 / 12)

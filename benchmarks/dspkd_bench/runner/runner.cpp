@@ -1,12 +1,13 @@
 // The program that measures ExecuTorch programs on a device without Python, such as a phone.
 //
-//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N] [--input FILE.bin ...]
-//                  model1.pte [model2.pte ...]
+//     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--warmup N]
+//                  [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]
 //
-// --input is the picture for all models, or is given once for each in their order. The program prints events, one JSON
-// object a line: start, busy, loaded, failed, output, times, state, end. Exit 0: measured, ended by SIGTERM, or busy; 2:
-// bad arguments; 4: no model could be run; 1: nobody reads any more. `runner_build.py` compiles it against the headers
-// and libraries of the executorch wheel.
+// --input is the picture for all models, or is given once for each in their order. It warms up, times the models in
+// turns, and with --sustained runs each alone after a pause, by the rules of `agent.py`. The program prints events, one
+// JSON object a line: start, busy, loaded, failed, output, times, state, sustained, end. Exit 0: measured, ended by
+// SIGTERM, or busy; 2: bad arguments; 4: no model could be run; 1: nobody reads any more. `runner_build.py` compiles it
+// against the headers and libraries of the executorch wheel.
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -64,9 +65,14 @@ constexpr int kNobodyReads = 1;
 constexpr int kBadArguments = 2;
 constexpr int kNothingRan = 4;
 constexpr double kStateSeconds = 1.0;
+constexpr size_t kSteadyWindow = 5;
+constexpr double kSteadyChange = 0.05;
+// Of MLPerf's estimate of p90, as in agent.py.
+constexpr double kPercentile = 0.9;
+constexpr double kConfidence = 0.99;
 constexpr const char* kUsage =
-    "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--warmup N] [--threads N]\n"
-    "                    [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
+    "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--warmup N]\n"
+    "                    [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
 
 volatile std::sig_atomic_t stop_asked = 0;
 
@@ -200,9 +206,9 @@ std::string temperatures() {
   return member("temperatures_c", "{" + out + "}");
 }
 
-void say_state(double at_ms) {
+void say_state(double at_ms, const char* phase, const std::string& members = "") {
   const auto load = first_line(under_root("/proc/loadavg"));
-  say("state", member("at_ms", number(at_ms)) +
+  say("state", member("at_ms", number(at_ms)) + member("phase", quoted(phase)) + members +
                    member("load1", load ? number(std::strtod(load->c_str(), nullptr)) : "null") +
                    clocks_and_governors() + temperatures());
 }
@@ -230,12 +236,18 @@ std::string cpu_name() {
 void say_start() {
   utsname system{};
   uname(&system);
-  cpu_set_t cores;
-  const bool known = sched_getaffinity(0, sizeof cores, &cores) == 0;
+  cpu_set_t set;
+  const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+  std::vector<int> cores;
+  for (int core = 0; known && core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
   say("start", member("protocol", "1") + member("program", quoted("dspkd-runner")) +
                    member("machine", quoted(system.machine)) +
                    member("os", quoted(std::string(system.sysname) + " " + system.release)) +
-                   member("cores", known ? std::to_string(CPU_COUNT(&cores)) : "null") + member("cpu", cpu_name()));
+                   member("cores", known ? std::to_string(cores.size()) : "null") +
+                   member("affinity", known ? array(cores, [](int core) { return std::to_string(core); }) : "null") +
+                   member("cpu", cpu_name()));
 }
 
 // Arguments --------------------------------------------------------------------------------------------------------
@@ -244,6 +256,8 @@ struct Settings {
   double seconds = 20.0;
   long min_rounds = 50;
   long max_rounds = 2000;
+  std::optional<double> precision;
+  double sustained = 0.0;
   long warmup = 10;
   long threads = 1;
   std::vector<std::string> inputs;
@@ -263,18 +277,22 @@ long count(const std::string& name, const std::string& text, long least) {
   return *value;
 }
 
-double duration(const std::string& name, const std::string& text) {
+double not_negative(const std::string& name, const std::string& text, const char* what = "seconds") {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
   if (text.empty() || *end != '\0' || !std::isfinite(value) || value < 0.0) {
-    refuse(name + " takes seconds from 0, not '" + text + "'");
+    refuse(name + " takes " + what + " from 0, not '" + text + "'");
   }
   return value;
 }
 
 void set(Settings& settings, const std::string& name, const std::string& value) {
   if (name == "--seconds") {
-    settings.seconds = duration(name, value);
+    settings.seconds = not_negative(name, value);
+  } else if (name == "--precision") {
+    settings.precision = not_negative(name, value, "a fraction");
+  } else if (name == "--sustained") {
+    settings.sustained = not_negative(name, value);
   } else if (name == "--min-rounds") {
     settings.min_rounds = count(name, value, 1);
   } else if (name == "--max-rounds") {
@@ -452,8 +470,9 @@ class Model {
 struct Subject {
   size_t index;
   std::unique_ptr<Model> model;
-  std::vector<double> at_ms;
-  std::vector<double> ms;
+  std::vector<double> at_ms{};
+  std::vector<double> ms{};
+  std::vector<double> all_ms{};
 };
 
 // Loads, runs once, and says how long both took and what came out. Empty, or what is wrong.
@@ -486,7 +505,7 @@ std::vector<Subject> open_all(const Settings& settings, const std::vector<Pictur
     if (!pictures.empty()) given = pictures[pictures.size() == 1 ? 0 : index];
     const std::string fault = open_model(*model, index, given);
     if (fault.empty()) {
-      subjects.push_back({index, std::move(model), {}, {}});
+      subjects.push_back({index, std::move(model)});
     } else {
       say_failed(index, settings.models[index] + " " + fault);
     }
@@ -496,9 +515,11 @@ std::vector<Subject> open_all(const Settings& settings, const std::vector<Pictur
 
 // Measuring --------------------------------------------------------------------------------------------------------
 
-void flush_times(Subject& subject) {
+void flush_times(Subject& subject, const std::string& members = "") {
   if (subject.ms.empty()) return;
-  say("times", index_member(subject.index) + member("at_ms", array(subject.at_ms)) + member("ms", array(subject.ms)));
+  say("times", index_member(subject.index) + member("at_ms", array(subject.at_ms)) + member("ms", array(subject.ms)) +
+                   members);
+  subject.all_ms.insert(subject.all_ms.end(), subject.ms.begin(), subject.ms.end());
   subject.at_ms.clear();
   subject.ms.clear();
 }
@@ -525,25 +546,114 @@ void run_round(std::vector<Subject>& subjects, size_t number_of_round, const std
                  subjects.end());
 }
 
-void measure(std::vector<Subject>& subjects, const Settings& settings) {
-  for (long round = 0; round < settings.warmup && !stop_asked && !subjects.empty(); ++round) {
-    run_round(subjects, static_cast<size_t>(round), std::nullopt);
+bool is_steady(const std::vector<double>& rounds) {
+  if (rounds.size() < 2 * kSteadyWindow) return true;
+  const auto median_of = [](auto first) {
+    std::vector<double> window(first, first + kSteadyWindow);
+    std::sort(window.begin(), window.end());
+    return window[kSteadyWindow / 2];
+  };
+  return median_of(rounds.end() - kSteadyWindow) >= (1.0 - kSteadyChange) * median_of(rounds.end() - 2 * kSteadyWindow);
+}
+
+// Until the time of a round no longer falls; at most ten times as many rounds as asked for.
+void warm_up(std::vector<Subject>& subjects, size_t asked) {
+  std::vector<double> rounds;
+  while (rounds.size() < 10 * asked && !stop_asked && !subjects.empty()) {
+    if (rounds.size() >= asked && is_steady(rounds)) return;
+    const auto before = Clock::now();
+    run_round(subjects, rounds.size(), std::nullopt);
+    rounds.push_back(milliseconds(Clock::now() - before));
   }
-  say_state(0.0);
-  const auto started = Clock::now();
+}
+
+// Rank (1 is the smallest) among n sorted latencies that the true p90 stays under with kConfidence; 0 if n is too
+// small. agent.py says more.
+size_t early_stopping_rank(size_t n) {
+  double tail = 0.0;
+  size_t rank = 0;
+  for (size_t over = 0; over < n; ++over) {
+    const auto all = static_cast<double>(n), above = static_cast<double>(over);
+    tail += std::exp(std::lgamma(all + 1) - std::lgamma(above + 1) - std::lgamma(all - above + 1) +
+                     above * std::log(1 - kPercentile) + (all - above) * std::log(kPercentile));
+    if (tail > 1.0 - kConfidence) break;
+    rank = n - over;
+  }
+  return rank;
+}
+
+bool p90_is_known(std::vector<double> times_ms, double precision) {
+  const size_t rank = early_stopping_rank(times_ms.size());
+  if (rank == 0) return false;
+  std::sort(times_ms.begin(), times_ms.end());
+  const auto place = static_cast<size_t>(std::ceil(kPercentile * static_cast<double>(times_ms.size())));
+  return times_ms[rank - 1] <= times_ms[place - 1] * (1.0 + precision);
+}
+
+// Whether everything is known precisely enough; asked again only after a fifth more rounds, so that the chance to stop
+// by luck stays small.
+bool is_known(std::vector<Subject>& subjects, long round, double precision, long& look_at) {
+  if (round < look_at) return false;
+  look_at = static_cast<long>(std::ceil(1.2 * static_cast<double>(round)));
+  for (auto& subject : subjects) flush_times(subject);
+  return std::all_of(subjects.begin(), subjects.end(),
+                     [&](const Subject& subject) { return p90_is_known(subject.all_ms, precision); });
+}
+
+void take_turns(std::vector<Subject>& subjects, const Settings& settings, Clock::time_point started) {
   auto said = started;
+  long look_at = settings.min_rounds;
   for (long round = 0; round < settings.max_rounds && !stop_asked && !subjects.empty(); ++round) {
     const auto now = Clock::now();
     if (round >= settings.min_rounds && milliseconds(now - started) >= settings.seconds * 1e3) break;
+    if (settings.precision && is_known(subjects, round, *settings.precision, look_at)) break;
     if (milliseconds(now - said) >= kStateSeconds * 1e3) {
       for (auto& subject : subjects) flush_times(subject);
-      say_state(milliseconds(now - started));
+      say_state(milliseconds(now - started), "rounds");
       said = Clock::now();
     }
     run_round(subjects, static_cast<size_t>(round), started);
   }
   for (auto& subject : subjects) flush_times(subject);
-  say_state(milliseconds(Clock::now() - started));
+}
+
+// A pause, and then one call after the other.
+void sustain(Subject& subject, double seconds, Clock::time_point since) {
+  const auto index = index_member(subject.index), phase = member("phase", quoted("sustained"));
+  const double idle_from = milliseconds(Clock::now() - since);
+  const double until = idle_from + 1e3 * std::min(15.0, std::max(1.0, seconds / 4.0));
+  for (double now = idle_from; now < until && !stop_asked; now = milliseconds(Clock::now() - since)) {
+    usleep(static_cast<useconds_t>(1e3 * std::min(kStateSeconds * 1e3, until - now)));
+    say_state(milliseconds(Clock::now() - since), "idle", index);
+  }
+  const double started = milliseconds(Clock::now() - since);
+  for (double said = started, now = started; now - started < seconds * 1e3 && !stop_asked;) {
+    const double before = milliseconds(Clock::now() - since);
+    const std::string fault = subject.model->run();
+    now = milliseconds(Clock::now() - since);
+    if (!fault.empty()) return say_failed(subject.index, fault);
+    subject.at_ms.push_back(before);
+    subject.ms.push_back(now - before);
+    if (now - said >= kStateSeconds * 1e3) {
+      flush_times(subject, phase);
+      say_state(now, "sustained", index);
+      said = milliseconds(Clock::now() - since);
+    }
+  }
+  flush_times(subject, phase);
+  if (!stop_asked) say("sustained", index + member("idle_ms", array(std::vector<double>{idle_from, started})));
+}
+
+void measure(std::vector<Subject>& subjects, const Settings& settings) {
+  say_state(0.0, "before");
+  warm_up(subjects, static_cast<size_t>(settings.warmup));
+  const auto started = Clock::now();
+  take_turns(subjects, settings, started);
+  say_state(milliseconds(Clock::now() - started), "after");
+  if (settings.sustained == 0.0) return;
+  for (auto& subject : subjects) {
+    if (!stop_asked) sustain(subject, settings.sustained, started);
+  }
 }
 
 void catch_signals() {
