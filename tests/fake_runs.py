@@ -7,7 +7,8 @@ import json
 import numpy as np
 
 from dspkd.compare.execution import write_recipes
-from dspkd.compare.plan import make_plan, parse_comparison
+from dspkd.compare.plan import make_plan
+from dspkd.compare.spec import parse_comparison
 from dspkd.config import to_toml
 from dspkd.fileio import write_sealed_json
 from dspkd.models import Architecture

@@ -61,7 +61,8 @@ def compare(
 
 
 def _plan(file: Path, data: Path | None, out: Path | None, overrides: list[str]) -> Plan:
-    from dspkd.compare.plan import make_plan, parse_comparison
+    from dspkd.compare.plan import make_plan
+    from dspkd.compare.spec import parse_comparison
     from dspkd.config import apply_overrides, load_toml
 
     values = apply_overrides(load_toml(file), overrides)

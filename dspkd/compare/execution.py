@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dspkd.compare.plan import Cell, Plan, comparison_toml
+from dspkd.compare.plan import Cell, Plan
+from dspkd.compare.spec import comparison_toml
 from dspkd.config import RunConfig, load_toml, parse_run_config, to_toml
 from dspkd.errors import ConfigError, DspkdError, ModelError, OutputError
 from dspkd.fileio import ensure_dir, write_json, write_text
@@ -242,18 +243,17 @@ class _Worker:
         return self._run(cell, lock, record)
 
     def _run(self, cell: Cell, lock: int, record: Path) -> str | None:
-        done, total = len(self.plan.cells) - len(self.pending), len(self.plan.cells)
+        place = f"[{self.plan.cells.index(cell) + 1}/{len(self.plan.cells)}]"
         log = self.plan.out / "logs" / f"{cell.name}.log"
         ensure_dir(log.parent)
-        self.reporter.message(f"[{done + 1}/{total}] {cell.name}  (log: {log})")
+        self.reporter.message(f"{place} {cell.name}  (log: {log})")
         started = time.monotonic()
         code = self.start(cell, lock, log)
         if code == 0 and is_student_dir(cell.config.out):
             record.unlink(missing_ok=True)
             score = load_card(cell.config.out).metrics["val"]["balanced_accuracy"]
             self.reporter.message(
-                f"[{done + 1}/{total}] {cell.name}  {time.monotonic() - started:.0f} s, "
-                f"validation balanced accuracy {score:.3f}"
+                f"{place} {cell.name}  {time.monotonic() - started:.0f} s, validation balanced accuracy {score:.3f}"
             )
             return None
         error = _describe_failure(code, log)

@@ -1,27 +1,14 @@
-"""The numbers of a comparison as the paper's tables: one description, from which Markdown and the page are made, and
-CSV for other programs.
-"""
+"""The numbers of a comparison as the paper's tables: one description, from which Markdown and the page are made."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dspkd.compare.results import HEADLINE, JUDGED_BY
 
-__all__ = [
-    "Entry",
-    "Table",
-    "comparison_csv",
-    "comparison_markdown",
-    "comparison_tables",
-    "how_to_read",
-    "runs_csv",
-    "summary_tables",
-]
+__all__ = ["Entry", "Table", "comparison_tables", "how_to_read", "summary_tables"]
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -398,86 +385,3 @@ def _p_value(p: float) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-def comparison_markdown(results: Mapping[str, Any]) -> str:
-    lines = [f"# {results['title']}", ""]
-    if results["notes"]:
-        lines += [results["notes"].strip(), ""]
-    for sentence in how_to_read(results):
-        lines += [sentence, ""]
-    for table in comparison_tables(results):
-        lines += [f"## {table.title}", ""]
-        lines.append(_markdown_row(table.columns))
-        lines.append(
-            "|" + "|".join("---" if k in table.text_columns else "--:" for k in range(len(table.columns))) + "|"
-        )
-        lines += [_markdown_row([str(entry) for entry in row]) for row in table.rows]
-        lines.append("")
-        for note in table.notes:
-            lines += [note, ""]
-    return "\n".join(lines)
-
-
-def _markdown_row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(text.replace("|", "\\|").split()) for text in texts) + " |"
-
-
-CSV_COLUMNS = (
-    "student", "teacher", "method", "metric", "seeds", "mean", "sd", "reference", "common_seeds", "difference",
-    "lesions_low", "lesions_high", "lesions_and_seeds_low", "lesions_and_seeds_high", "p", "holm_p", "comparisons",
-)  # fmt: skip
-
-
-def comparison_csv(results: Mapping[str, Any]) -> str:
-    """One row for each student, teacher, method, metric and reference; fractions, empty where there is nothing."""
-    rows = []
-    for pair in results["pairs"]:
-        for row in pair["rows"]:
-            versus = {name: entry for name, entry in row["versus"].items() if entry} or {"": None}
-            for metric, own in row["metrics"].items():
-                start = [pair["student"], pair["teacher"], row["method"], metric, len(row["seeds"])]
-                for reference, entry in versus.items():
-                    rows.append([*start, own["mean"], own["sd"], reference, *_csv_difference(entry, metric)])
-    return _csv(CSV_COLUMNS, rows)
-
-
-def _csv_difference(entry: Mapping[str, Any] | None, metric: str) -> list[Any]:
-    if entry is None:
-        return [None] * 9
-    own = entry[metric]
-    adjusted = entry.get("holm", {}) if metric == JUDGED_BY else {}
-    both = own["lesions_and_seeds"] or (None, None)
-    return [
-        len(entry["seeds"]), own["difference"], *own["lesions"], *both, own["p"], adjusted.get("p"),
-        adjusted.get("comparisons"),
-    ]  # fmt: skip
-
-
-def runs_csv(results: Mapping[str, Any]) -> str:
-    """One row for each finished run."""
-    metrics = list(results["runs"][0]["metrics"])
-    fixed = ("run", "method", "student", "teacher", "seed")
-    columns = [*fixed, "selected_stage", "selected_epoch", "training_seconds", *metrics]
-    rows = [
-        [
-            *(run[key] for key in fixed),
-            run["selected"]["stage"],
-            run["selected"]["epoch"],
-            run["training_seconds"],
-            *(run["metrics"][metric] for metric in metrics),
-        ]
-        for run in results["runs"]
-    ]
-    return _csv(columns, rows)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
-    return text.getvalue()

@@ -8,7 +8,8 @@ import pytest
 from fake_runs import comparison_values, plan_of
 
 from dspkd.compare.execution import write_recipes
-from dspkd.compare.plan import comparison_toml, parse_comparison, student_epochs
+from dspkd.compare.plan import student_epochs
+from dspkd.compare.spec import comparison_toml, parse_comparison
 from dspkd.config import load_toml, parse_run_config
 from dspkd.errors import ConfigError, ModelError, UsageError
 from dspkd.presets import PRESETS

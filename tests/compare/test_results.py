@@ -11,9 +11,9 @@ from fake_runs import CLASSES, comparison_values, fake_run, finish_all, plan_of
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from dspkd.compare.execution import write_recipes
-from dspkd.compare.output import write_tables
+from dspkd.compare.output import comparison_csv, comparison_markdown, runs_csv, write_tables
 from dspkd.compare.results import collect
-from dspkd.compare.tables import comparison_csv, comparison_markdown, comparison_tables, runs_csv, summary_tables
+from dspkd.compare.tables import comparison_tables, summary_tables
 from dspkd.errors import DataError
 from dspkd.train.metrics import lesion_draws
 
