@@ -17,7 +17,7 @@ __all__ = ["ChannelRegressor", "angle_relation_loss", "channel_relation_loss", "
 # Pairs closer than this share of the mean squared distance have no direction.
 SAME_PLACE = 1e-6
 # The root has an infinite gradient at 0, and rounding can put a difference of two sums below it.
-ROOT_EPS = 1e-12
+ROOT_EPS = 1e-20
 
 
 def _float32(device: torch.device) -> Any:
