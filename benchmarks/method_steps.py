@@ -144,7 +144,7 @@ def main() -> None:
         f"{torch.__version__}; median of {args.steps} steps after one; load before the start {load:.1f}\n"
     )
     print("| stage | step, s | peak memory, GiB | own parameters, M | own MACs an image, G | trained parameters, M |")
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|", flush=True)
     for row in args.only:
         print(_line(row, _in_own_process(row, args)), flush=True)
 

@@ -16,8 +16,8 @@ __all__ = ["ChannelRegressor", "angle_relation_loss", "channel_relation_loss", "
 
 # Pairs closer than this share of the mean squared distance have no direction.
 SAME_PLACE = 1e-6
-# The root has an infinite gradient at 0.
-ROOT_EPS = 1e-12
+# The root has an infinite gradient at 0, and rounding can put a difference of two sums below it.
+ROOT_EPS = 1e-20
 
 
 def _float32(device: torch.device) -> Any:
@@ -75,8 +75,8 @@ def channel_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     with _float32(student.device):
         own, other = student.float().flatten(2), teacher.float().flatten(2)
         difference = _product_norm(own, own) - 2.0 * _product_norm(own, other) + _product_norm(other, other)
-        mean = difference.clamp_min(0.0) / ((channels * height * width) ** 2 * count * channels**2)
-        return (mean + ROOT_EPS).sqrt()
+        mean = difference / ((channels * height * width) ** 2 * count * channels**2)
+        return mean.clamp_min(ROOT_EPS).sqrt()
 
 
 def _product_norm(left: Tensor, right: Tensor) -> Tensor:
