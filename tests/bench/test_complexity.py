@@ -1,4 +1,5 @@
-"""Table 1 of the paper: parameters to the digit, MACs within 5 % (its tool counts normalisation layers too).
+"""Table 1 of the paper: parameters to the digit, MACs within 3 % (its tool counts normalisation layers too, and they
+weigh more in small networks: 5 % there).
 
 The table mixes heads: 8 outputs for some networks, ImageNet's 1000 for others.
 """
@@ -24,7 +25,8 @@ TABLE_1 = [
 def test_counts_of_the_papers_table_1(name, classes, millions, gmacs):
     found = count(create_model(name, classes), 224)
     assert f"{found.parameters / 1e6:.3f}" == f"{millions:.3f}"
-    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.05)
+    known = name in ("res2net101_26w_4s", "convnext_base", "efficientnet_b4", "shufflenet_v2_x1_0")
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.03 if known else 0.05)
     assert found.macs_with_norm / 1e9 == pytest.approx(gmacs, rel=0.005)
     assert found.flops == 2 * found.macs
 
