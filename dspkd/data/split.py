@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from dspkd.data.sources import Table
+from dspkd.data.table import PARTS, Table
 from dspkd.errors import DataError, DspkdError
 from dspkd.fileio import canonical_json, read_sealed_json, sha256_bytes, write_sealed_json
 
-__all__ = ["PARTS", "SPLIT_SCHEMA_VERSION", "Split", "indices", "load_split", "make_split", "read_split", "save_split"]
+__all__ = [
+    "PARTS",
+    "SPLIT_SCHEMA_VERSION",
+    "Split",
+    "crossing_groups",
+    "indices",
+    "joined_groups",
+    "load_split",
+    "make_split",
+    "read_split",
+    "save_split",
+]
 
 SPLIT_SCHEMA_VERSION = 1
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Split:
     classes: tuple[str, ...]
     table_sha256: str
     warnings: tuple[str, ...] = ()
+    method: str = "lesions"
+    """`lesions`, `column` (the data set's own parts) or `fold K of N`."""
 
     @cached_property
     def sha256(self) -> str:
@@ -41,54 +53,174 @@ class Split:
         return sha256_bytes(canonical_json([self.table_sha256, *(sorted(getattr(self, part)) for part in PARTS)]))
 
 
-def make_split(table: Table, *, seed: int = 0, val: float = 0.1, test: float = 0.2) -> Split:
+def make_split(
+    table: Table,
+    *,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.2,
+    folds: int | None = None,
+    fold: int = 0,
+    by_column: bool | None = None,
+    duplicates: Iterable[Sequence[str]] = (),
+) -> Split:
     """Divide lesions so that every class keeps its share in every part, as nearly as whole lesions allow.
 
     Lesions are dealt out one by one, those of the rarest class first and larger ones before smaller, each to the part
     that is furthest below its target for that class. The order among equals comes from a hash of (seed, lesion), so the
     result depends neither on the order of the rows nor on the machine. A class with fewer than three lesions cannot be
-    in all three parts; a warning says so.
+    in all three parts; a warning says so. Each of `duplicates` is a number of image ids that show the same picture:
+    their lesions are treated as one.
+
+    With `folds` the lesions are first dealt into that many folds; number `fold` is the test part, and the validation
+    part, the share `val` of all images, is taken from the others. A data set that brings its own parts keeps them
+    (unless `by_column` is false or `folds` is given); if it has no validation part, one is taken from the training
+    part.
+
+    Raises DataError if there are too few lesions, or if a lesion or duplicate crosses the parts that the data set
+    brings.
     """
-    lesions: dict[str, list[int]] = {}
-    for index, sample in enumerate(table.samples):
-        lesions.setdefault(sample.group, []).append(index)
-    counts = np.bincount(table.labels, minlength=len(table.classes))
-    lesion_class = {name: _main_class(table.labels[members], counts) for name, members in lesions.items()}
-    order = sorted(
-        lesions,
-        key=lambda name: (
-            int(counts[lesion_class[name]]),
-            lesion_class[name],
-            -len(lesions[name]),
-            _shuffle_key(seed, name),
-        ),
-    )
-    share = np.array([1.0 - val - test, val, test])
-    placed = np.zeros((3, len(table.classes)))
-    lesions_placed = np.zeros((3, len(table.classes)), dtype=int)
-    parts: list[list[str]] = [[], [], []]
-    for name in order:
-        members, k = lesions[name], lesion_class[name]
-        target = share * counts[k]
-        # Relative need, so that the small parts get their share of a rare class before the training part takes it all.
-        need = (target - placed[:, k]) / np.maximum(target, 1e-9)
-        choice = int(np.argmax(need))
-        parts[choice].extend(table.samples[i].image_id for i in members)
-        np.add.at(placed[choice], table.labels[members], 1)
-        lesions_placed[choice, k] += 1
-    warnings = [
-        f"class {name} has no image in the {part} part: it has too few lesions"
-        for k, name in enumerate(table.classes)
-        for p, part in enumerate(PARTS)
-        if counts[k] and placed[p, k] == 0
-    ]
-    train, val_ids, test_ids = (tuple(sorted(ids)) for ids in parts)
-    if not (train and val_ids and test_ids):
+    groups = joined_groups(table, duplicates)
+    if by_column is None:
+        by_column = folds is None and any(sample.part for sample in table.samples)
+    deal = _Dealing(table, groups, seed)
+    if by_column:
+        method, parts = "column", _parts_of_column(table, groups, deal, val, test)
+        if not parts["train"]:
+            raise DataError(f"{table.root} brings no training part", hint="put `train` into the column split")
+    elif folds is not None:
+        _check_folds(folds, fold)
+        method = f"fold {fold} of {folds}"
+        dealt = deal(deal.lesions, [1 / folds] * folds)
+        remaining = [name for k, names in enumerate(dealt) for name in names if k != fold]
+        train, held_out = deal(remaining, [1 - val * folds / (folds - 1), val * folds / (folds - 1)])
+        parts = {"train": deal.images(train), "val": deal.images(held_out), "test": deal.images(dealt[fold])}
+    else:
+        method = "lesions"
+        dealt = deal(deal.lesions, [1.0 - val - test, val, test])
+        parts = {part: deal.images(names) for part, names in zip(PARTS, dealt, strict=True)}
+    if not all(parts.values()):
         raise DataError(
-            f"{table.root} has too few lesions ({len(lesions)}) to be divided into train, val and test",
+            f"{table.root} has too few lesions ({len(deal.lesions)}) to be divided into train, val and test",
             hint="add images",
         )
-    return Split(train, val_ids, test_ids, seed, val, test, table.classes, table.sha256, tuple(warnings))
+    return Split(
+        **{part: tuple(sorted(table.samples[i].image_id for i in parts[part])) for part in PARTS},
+        seed=seed,
+        val_fraction=val,
+        test_fraction=test,
+        classes=table.classes,
+        table_sha256=table.sha256,
+        warnings=_absent_classes(table, parts),
+        method=method,
+    )
+
+
+def joined_groups(table: Table, duplicates: Iterable[Sequence[str]] = ()) -> tuple[str, ...]:
+    """The lesion of each sample, with lesions joined that share a duplicate. The name is the first of those joined."""
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while (above := leader.get(name, name)) != name:
+            name = above
+        return name
+
+    lesion_of = {sample.image_id: sample.group for sample in table.samples}
+    for images in duplicates:
+        names = sorted({find(lesion_of[image]) for image in images if image in lesion_of})
+        for name in names[1:]:
+            leader[name] = names[0]
+    return tuple(find(sample.group) for sample in table.samples)
+
+
+def crossing_groups(groups: Sequence[str], parts: Sequence[str | None]) -> dict[str, list[str]]:
+    """{lesion: the parts it is in} of every lesion that is in more than one; `groups` and `parts` are per image."""
+    found: dict[str, set[str]] = {}
+    for group, part in zip(groups, parts, strict=True):
+        if part is not None:
+            found.setdefault(group, set()).add(part)
+    return {group: [p for p in PARTS if p in where] for group, where in found.items() if len(where) > 1}
+
+
+class _Dealing:
+    """Deals whole lesions out to parts of given shares."""
+
+    def __init__(self, table: Table, groups: Sequence[str], seed: int) -> None:
+        self._labels, self._classes, self._seed = table.labels, len(table.classes), seed
+        self.lesions: dict[str, list[int]] = {}
+        for index, group in enumerate(groups):
+            self.lesions.setdefault(group, []).append(index)
+
+    def images(self, names: Iterable[str]) -> list[int]:
+        return [index for name in names for index in self.lesions[name]]
+
+    def __call__(self, names: Iterable[str], shares: Sequence[float]) -> list[list[str]]:
+        names = list(names)
+        counts = np.bincount(self._labels[self.images(names)], minlength=self._classes)
+        main_class = {name: _main_class(self._labels[self.lesions[name]], counts) for name in names}
+        order = sorted(
+            names,
+            key=lambda name: (
+                int(counts[main_class[name]]),
+                main_class[name],
+                -len(self.lesions[name]),
+                _shuffle_key(self._seed, name),
+            ),
+        )
+        target = np.array(shares)[:, None] * counts
+        placed = np.zeros((len(shares), self._classes))
+        parts: list[list[str]] = [[] for _ in shares]
+        for name in order:
+            k = main_class[name]
+            # Relative need, so that the small parts get their share of a rare class before the training part takes it
+            # all.
+            need = (target[:, k] - placed[:, k]) / np.maximum(target[:, k], 1e-9)
+            choice = int(np.argmax(need))
+            parts[choice].append(name)
+            np.add.at(placed[choice], self._labels[self.lesions[name]], 1)
+        return parts
+
+
+def _parts_of_column(
+    table: Table, groups: Sequence[str], deal: _Dealing, val: float, test: float
+) -> Mapping[str, list[int]]:
+    for sample in table.samples:
+        if sample.part is None:
+            raise DataError(
+                f"{sample.listed or table.root}: image {sample.image_id} is in no part of the split",
+                hint=f"write one of {', '.join(PARTS)} into the column split of every row, or remove the column",
+            )
+    own = [sample.part for sample in table.samples]
+    crossing = crossing_groups(groups, own)
+    if crossing:
+        lesion, where = next(iter(crossing.items()))
+        raise DataError(
+            f"{table.root}: {len(crossing)} lesions cross the split of its own column, {lesion} "
+            f"({' and '.join(where)}) among them",
+            hint="`dspkd data check` lists them; mend the column, or divide by lesion with --set data.own_split=false",
+        )
+    parts = {part: [i for i, p in enumerate(own) if p == part] for part in PARTS}
+    if parts["train"] and not parts["val"]:
+        lesions = list(dict.fromkeys(groups[i] for i in parts["train"]))
+        share = val / (1.0 - test)
+        train, held_out = deal(lesions, [1.0 - share, share])
+        parts |= {"train": deal.images(train), "val": deal.images(held_out)}
+    return parts
+
+
+def _check_folds(folds: int, fold: int) -> None:
+    if folds < 2 or not 0 <= fold < folds:
+        raise DataError(f"fold {fold} of {folds} does not exist", hint="folds count from 0, and there are at least two")
+
+
+def _absent_classes(table: Table, parts: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    counts = {part: np.bincount(table.labels[list(parts[part])], minlength=len(table.classes)) for part in PARTS}
+    return tuple(
+        f"class {name} has no image in the {part} part: it has too few lesions"
+        for k, name in enumerate(table.classes)
+        for part in PARTS
+        if sum(counts[p][k] for p in PARTS) and counts[part][k] == 0
+    )
 
 
 def _main_class(labels: np.ndarray, counts: np.ndarray) -> int:
@@ -113,6 +245,7 @@ def save_split(split: Split, path: Path) -> None:
             "table_sha256": split.table_sha256,
             "split_sha256": split.sha256,
             "warnings": list(split.warnings),
+            "method": split.method,
             **{part: list(getattr(split, part)) for part in PARTS},
         },
     )
@@ -144,6 +277,7 @@ def load_split(path: Path, table: Table) -> Split:
         classes=tuple(value["classes"]),
         table_sha256=value["table_sha256"],
         warnings=tuple(value["warnings"]),
+        method=value.get("method", "lesions"),
     )
 
 

@@ -1,0 +1,153 @@
+"""ISIC 2019: a one-hot GroundTruth.csv, a metadata.csv with lesions, a folder of pictures; training or test or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dspkd.data.formats.files import ImageFiles, image_folder
+from dspkd.data.formats.tables import (
+    chosen_classes,
+    find_csv,
+    make_sample,
+    read_csv,
+    read_metadata,
+    report_missing_files,
+    report_useless_metadata,
+    unknown_class,
+)
+from dspkd.data.table import Fault, Report, Sample, Table, refuse
+from dspkd.errors import DataError
+
+__all__ = ["is_isic", "read_isic", "read_isic_labels"]
+
+LAYOUT = "ISIC 2019"
+UNKNOWN = "UNK"
+# The official test table weighs its images in two more columns.
+NO_CLASSES = frozenset({"score_weight", "validation_weight"})
+
+
+def is_isic(root: Path) -> bool:
+    return any("groundtruth" in path.stem.lower().replace("_", "") for path in root.glob("*.csv"))
+
+
+def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """A one-hot table -> (classes in the header's order, {image: class}). Columns without any image are left out.
+
+    Raises DataError with file and row for a row without a class, with two, with a value that is no number, or an image
+    that stands in the table twice.
+    """
+    columns, rows = _one_hot_rows(path, refuse)
+    used = {name for name, _ in rows.values()}
+    return tuple(name for name in columns if name in used), {image: name for image, (name, _) in rows.items()}
+
+
+def _one_hot_rows(path: Path, report: Report) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
+    """Class columns in order, and of each image its class and its line in the file."""
+    table = read_csv(path, report)
+    columns = [name for name in table.header if name]
+    classes = tuple(name for name in columns[1:] if name not in NO_CLASSES)
+    if len(classes) < 2 or columns[0] != "image" or len(set(columns)) < len(columns):
+        raise DataError(f"table {path} is no one-hot table", hint="its header must be image,CLASS,CLASS,...")
+    if not table.rows:
+        raise DataError(f"table {path} has no rows", hint="it needs one row for each image")
+    labels: dict[str, tuple[str, int]] = {}
+    for number, row in table:
+        image = row["image"]
+        fault, name = _class_of(f"{path} row {number}", image, row, classes)
+        if fault is not None:
+            report(fault)
+            continue
+        if image in labels:
+            first, line = labels[image]
+            other = "" if first == name else f" with other labels ({first} and {name})"
+            what = f"{path}: image {image} stands in rows {line} and {number}{other}"
+            report(Fault("row-twice", "error", what, "keep one row", (image,)))
+            continue
+        labels[image] = name, number
+    return classes, labels
+
+
+def _class_of(where: str, image: str, row: dict[str, str], classes: Sequence[str]) -> tuple[Fault | None, str]:
+    positive = []
+    for name in classes:
+        try:
+            value = float(row[name])
+        except (TypeError, ValueError):
+            value = -1.0
+        if value not in (0.0, 1.0):
+            what = f"{where} (image {image}): column {name} is {row[name]!r}, expected 0 or 1"
+            return Fault("no-one-hot-value", "error", what, None, (image,)), ""
+        if value:
+            positive.append(name)
+    if len(positive) == 1:
+        return None, positive[0]
+    kind = "two-labels" if positive else "no-label"
+    what = f"two labels: {' and '.join(positive)}" if positive else "no label"
+    hint = "give every image exactly one class"
+    return Fault(kind, "error", f"{where}: image {image} has {what}", hint, (image,)), ""
+
+
+def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need_files: bool) -> Table:
+    """Both official tables in one folder are the training and the test part; a table alone gives no parts.
+
+    Images labelled UNK belong to none of the classes; they are left out unless `classes` has UNK.
+    """
+    training, test = (find_csv(root, "groundtruth", word) for word in ("training", "test"))
+    official = training and test and len(list(root.glob("*.csv"))) <= 4
+    if official:
+        sets = [("train", "training", training), ("test", "test", test)]
+    else:
+        sets = [(None, None, find_csv(root, "groundtruth"))]
+    read = [(part, word, path, *_one_hot_rows(path, report)) for part, word, path in sets if path]
+    columns = tuple(dict.fromkeys(name for *_, names, _ in read for name in names))
+    used = {name for *_, rows in read for name, _ in rows.values()}
+    _report_empty(root, [name for name in columns if name not in used], report)
+    own = [name for name in columns if name in used and name != UNKNOWN]
+    chosen = chosen_classes(own, classes)
+    samples: list[Sample] = []
+    for part, word, path, _, rows in read:
+        samples += _samples(root, path, rows, chosen, part, word, report, need_files)
+    return Table(root, tuple(chosen), tuple(samples), LAYOUT)
+
+
+def _report_empty(root: Path, empty: Sequence[str], report: Report) -> None:
+    for name in empty:
+        severity = "note" if name == UNKNOWN else "warning"
+        report(Fault("empty-class", severity, f"class {name} of {root} has no image; it is no class here"))
+
+
+def _samples(
+    root: Path,
+    labels_csv: Path,
+    rows: dict[str, tuple[str, int]],
+    chosen: dict[str, int],
+    part: str | None,
+    word: str | None,
+    report: Report,
+    need_files: bool,
+) -> list[Sample]:
+    metadata_csv = find_csv(root, "metadata", *([word] if word else []))
+    metadata = read_metadata(metadata_csv, report)
+    folder = image_folder(root, word)
+    files = ImageFiles([folder], report, needed=need_files)
+    samples, missing, unknown = [], [], []
+    for image, (name, number) in rows.items():
+        if name not in chosen:
+            if name == UNKNOWN:
+                unknown.append(image)
+            else:
+                report(unknown_class(f"{labels_csv} row {number} (image {image})", name, chosen, image))
+            continue
+        path = files.find(image)
+        if path is None:
+            missing.append((number, image))
+            continue
+        listed = f"{labels_csv} row {number}"
+        samples.append(make_sample(image, path, chosen[name], metadata.get(image, {}), listed=listed, part=part))
+    if unknown:
+        what = f"{labels_csv}: {len(unknown)} images are labelled UNK, which is none of the classes; they are left out"
+        report(Fault("unk", "warning", what, None, tuple(unknown)))
+    report_missing_files(labels_csv, missing, folder, report)
+    report_useless_metadata(root, metadata_csv, metadata, any(image in metadata for image in rows), report)
+    return samples

@@ -1,0 +1,203 @@
+"""CSV tables and what their columns mean, for every layout that has one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspkd.data.table import PARTS, Fault, Report, Sample
+from dspkd.errors import DataError
+
+__all__ = [
+    "CsvTable",
+    "chosen_classes",
+    "find_csv",
+    "header_of",
+    "lesion_of",
+    "part_of",
+    "read_csv",
+    "read_metadata",
+    "report_missing_files",
+    "report_useless_metadata",
+    "unknown_class",
+]
+
+_PART_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CsvTable:
+    """Header and rows, each row with the number of its line in the file (blank lines count, too)."""
+
+    path: Path
+    header: tuple[str, ...]
+    rows: tuple[tuple[int, dict[str, str]], ...]
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        return iter(self.rows)
+
+
+def read_csv(path: Path, report: Report) -> CsvTable:
+    """Any UTF-8 table with a header. Raises DataError if it cannot be read; a row with too many fields is left out."""
+    try:
+        data = path.read_bytes()
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=_delimiter(path))
+        header = tuple(reader.fieldnames or ())
+        numbered = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"table {path} cannot be read: {error}", hint="save it as UTF-8 CSV") from error
+    _report_writing(path, data, numbered, report)
+    rows = []
+    for number, row in numbered:
+        surplus = row.pop(None, None)  # type: ignore[call-overload]
+        if surplus:
+            what = f"{len(header) + len(surplus)} fields, and the header has {len(header)}"
+            report(
+                Fault(
+                    "row-too-long", "error", f"{path} row {number} has {what}", 'write a value with a comma as "a, b"'
+                )
+            )
+        else:
+            rows.append((number, row))
+    return CsvTable(path, header, tuple(rows))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+
+
+def _report_writing(
+    path: Path, data: bytes, numbered: Sequence[tuple[int, Mapping[str, object]]], report: Report
+) -> None:
+    """What other programs may stumble over. It is read correctly here."""
+    if data.startswith(b"\xef\xbb\xbf"):
+        report(Fault("byte-order-mark", "note", f"{path} begins with a byte order mark; it was read past"))
+    if b"\r\n" in data:
+        report(Fault("crlf", "note", f"{path} has Windows line ends (CRLF); they were read as line ends"))
+    if b'"' not in data:
+        return
+    quoted = [n for n, row in numbered if any(isinstance(value, str) and "," in value for value in row.values())]
+    if quoted:
+        what = f"row {quoted[0]}" if len(quoted) == 1 else f"row {quoted[0]} and {len(quoted) - 1} more"
+        report(
+            Fault("quoted-comma", "note", f"{path} {what}: commas inside quotes; they were read as part of the value")
+        )
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """The column names alone; empty if the file is no table."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            return tuple(next(csv.reader(f, delimiter=_delimiter(path)), ()))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return ()
+
+
+def find_csv(root: Path, *words: str, without: str | None = None) -> Path | None:
+    """The one CSV of `root` whose name has all `words`."""
+    found = []
+    for path in sorted(root.glob("*.csv")):
+        name = path.stem.lower().replace("_", "")
+        if all(word in name for word in words) and not (without and without in name):
+            found.append(path)
+    if len(found) > 1:
+        raise DataError(
+            f"{root} holds several {' '.join(words)} tables: {', '.join(p.name for p in found)}", hint="keep one"
+        )
+    return found[0] if found else None
+
+
+def read_metadata(path: Path | None, report: Report) -> dict[str, dict[str, str]]:
+    """{image: row} of a metadata table; empty where there is none.
+
+    What cannot be matched to images is an error and not left out: without its lesions a split would leak.
+    """
+    if path is None:
+        return {}
+    table = read_csv(path, report)
+    if "image" not in table.header:
+        report(
+            Fault(
+                "metadata-header",
+                "error",
+                f"table {path} has no column 'image'",
+                "its header must be image,lesion_id; more columns may follow",
+            )
+        )
+        return {}
+    metadata: dict[str, dict[str, str]] = {}
+    lines: dict[str, int] = {}
+    for number, row in table:
+        image = row["image"]
+        if image in metadata:
+            what = f"{path}: image {image} stands in rows {lines[image]} and {number}"
+            report(Fault("row-twice", "error", what, "keep one row", (image,)))
+            continue
+        metadata[image], lines[image] = row, number
+    return metadata
+
+
+def report_useless_metadata(
+    root: Path, path: Path | None, metadata: Mapping[str, object], used: bool, report: Report
+) -> None:
+    if metadata and not used:
+        report(
+            Fault(
+                "metadata-matches-nothing",
+                "error",
+                f"table {path} names none of the images in {root}; its first is {next(iter(metadata))!r}",
+                "its column 'image' must hold the names of the images without suffix",
+            )
+        )
+
+
+def report_missing_files(path: Path, missing: Sequence[tuple[int, str]], folder: Path, report: Report) -> None:
+    """`missing`: (row, image) of rows whose picture is not there."""
+    if missing:
+        number, image = missing[0]
+        more = f", and for {len(missing) - 1} more," if len(missing) > 1 else ""
+        report(
+            Fault(
+                "missing-file",
+                "error",
+                f"{path} row {number}: there is no file for image {image}{more} in {folder}",
+                "put the image there, or remove the row",
+                tuple(name for _, name in missing),
+            )
+        )
+
+
+def lesion_of(image: str, row: Mapping[str, str]) -> str:
+    return row.get("group_id") or row.get("lesion_id") or f"image:{image}"
+
+
+def part_of(text: str | None, where: str, report: Report) -> str | None:
+    """The part that a column `split` names, by any of its usual names."""
+    if not text:
+        return None
+    part = _PART_NAMES.get(text.strip().lower())
+    if part is None:
+        report(Fault("unknown-part", "error", f"{where}: split is {text!r}", f"write one of {', '.join(PARTS)}"))
+    return part
+
+
+def chosen_classes(own: Sequence[str], wanted: Sequence[str] | None) -> dict[str, int]:
+    return {name: k for k, name in enumerate(wanted if wanted is not None else own)}
+
+
+def unknown_class(where: str, name: str, chosen: Mapping[str, int], image: str) -> Fault:
+    message = f"{where}: unknown class {name!r}"
+    return Fault("unknown-class", "error", message, f"the classes here are {', '.join(chosen)}", (image,))
+
+
+def make_sample(
+    image: str, path: Path, label: int, row: Mapping[str, str], *, listed: str | None = None, part: str | None = None
+) -> Sample:
+    return Sample(image, path, label, lesion_of(image, row), row.get("source") or None, listed, part)
