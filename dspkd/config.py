@@ -42,11 +42,26 @@ class DataConfig(_Frozen):
     val_fraction: float = Field(default=0.1, gt=0.0, lt=0.5)
     test_fraction: float = Field(default=0.2, gt=0.0, lt=0.5)
     split_seed: int = Field(default=0, ge=0)
+    folds: int | None = Field(default=None, ge=2, le=100)
+    """Cross-validation: lesions are dealt into so many folds, and number `fold` is the test part."""
+    fold: int = Field(default=0, ge=0)
+    own_split: bool | None = None
+    """Whether to keep the parts that the data set itself brings. None: if it brings any and no folds are asked for."""
+    join_duplicates: bool = True
+    """Treat lesions that share a picture, also turned or mirrored, as one. Every image is decoded once for it."""
     balance: float = Field(default=1.0, ge=0.0, le=1.0)
     """How far training draws even out the classes: weight count^-balance. 0 is the natural mix, 1 equal classes."""
     workers: int = Field(default=0, ge=0)
     cache_dir: Path | None = None
     """Decoded pixels are kept here. None: $DSPKD_CACHE, else the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> DataConfig:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold {self.fold} of {self.folds or 1} does not exist: they count from 0")
+        if self.folds and self.own_split:
+            raise ValueError("give either folds or own_split")
+        return self
 
 
 class AugmentConfig(_Frozen):

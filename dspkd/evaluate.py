@@ -13,7 +13,7 @@ import numpy as np
 
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import Sample, read_table
-from dspkd.data.split import indices, load_split
+from dspkd.data.split import PARTS, indices, load_split
 from dspkd.errors import DataError
 from dspkd.preprocess import Preprocess, load_pixels
 from dspkd.student import Student
@@ -39,6 +39,8 @@ class Evaluation:
     samples: tuple[Sample, ...]
     probabilities: np.ndarray
     classes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What was left out of the data set."""
 
     def predictions_csv(self) -> str:
         return predictions_csv(self.samples, self.probabilities, self.classes)
@@ -67,18 +69,22 @@ def evaluate(
 ) -> Evaluation:
     """Metrics with 95 % intervals on the images in `root`, matched to the classifier's classes by name.
 
-    `part` is all, train, val or test of the stored `split`. Also gives the metrics per source where the table names
-    sources. Raises DataError for a class that the classifier does not know.
+    `part` is all, train, val or test of the stored `split`, or without one of the data set's own parts. Also gives the
+    metrics per source where the table names sources. Raises DataError for a class that the classifier does not know.
     """
     from dspkd.train.metrics import summarise
 
     table = read_table(root, classes=classifier.classes)
     if part == "all":
         positions = np.arange(len(table))
+    elif split is None and part in PARTS and any(sample.part for sample in table.samples):
+        positions = np.flatnonzero([sample.part == part for sample in table.samples])
     elif split is None:
         raise DataError(f"part {part!r} needs a stored split", hint="give --split FILE")
     else:
         positions = indices(load_split(split, table), table, part)
+    if not len(positions):
+        raise DataError(f"the {part} part of {root} is empty", hint="choose another --part")
     preprocess = classifier.preprocess
     pixels = cached_pixels(table, preprocess.size, preprocess.interpolation, cache_dir=cache_dir, progress=progress)
     batches = []
@@ -97,7 +103,7 @@ def evaluate(
             own = np.array([s.source == source for s in samples])
             summary = summarise(labels[own], probabilities[own], table.classes)
             metrics["by_source"][source] = {k: summary[k] for k in ("n", "accuracy", "balanced_accuracy", "macro_f1")}
-    return Evaluation(metrics, samples, probabilities, table.classes)
+    return Evaluation(metrics, samples, probabilities, table.classes, table.remarks)
 
 
 def predict(classifier: Classifier, images: Sequence[Path]) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ def evaluate(
         return
     if learned:
         say(f"{learned} of these {len(result.samples)} images are among those that the model learned from")
+    for remark in result.remarks:
+        say(remark)
     say(headline(result.metrics))
     for source, own in result.metrics.get("by_source", {}).items():
         say(f"  {source}: {headline(own)}")

@@ -65,7 +65,7 @@ def prepare(plan: Plan, reporter: Reporter, *, pixels: bool = True) -> None:
     Raises DataError for images that cannot be read, ConfigError if the folder holds a comparison on another split.
     """
     with _lock(plan.bookkeeping / "prepare.lock", wait=True):
-        table = _write_split(plan)
+        table = _write_split(plan, reporter)
         write_recipes(plan)
         write_text(plan.out / "comparison.toml", comparison_toml(plan.comparison))
         if pixels:
@@ -79,9 +79,10 @@ def write_recipes(plan: Plan) -> None:
             write_text(cell.recipe, text)
 
 
-def _write_split(plan: Plan) -> Any:
+def _write_split(plan: Plan, reporter: Reporter) -> Any:
     from dspkd.data.sources import read_table
-    from dspkd.data.split import load_split, make_split, save_split
+    from dspkd.data.split import load_split, save_split
+    from dspkd.train.prepare import new_split
 
     data = plan.comparison.data
     given = [plan.teacher_folders[name] for name, spec in plan.comparison.teachers.items() if spec.run is not None]
@@ -92,10 +93,7 @@ def _write_split(plan: Plan) -> Any:
     sources = [path for path in (data.split, *(folder / "split.json" for folder in given)) if path and path.is_file()]
     if data.split is not None and not data.split.is_file():
         raise ConfigError(f"data.split {data.split} does not exist", hint="leave it out to make a new split")
-    if sources:
-        split = load_split(sources[0], table)
-    else:
-        split = make_split(table, seed=data.split_seed, val=data.val_fraction, test=data.test_fraction)
+    split = load_split(sources[0], table) if sources else new_split(table, data, progress=reporter.progress)
     if plan.split.is_file() and load_split(plan.split, table).sha256 != split.sha256:
         raise ConfigError(
             f"{plan.out} holds a comparison on another split than the one that is asked for now",

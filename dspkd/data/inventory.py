@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dspkd.data.formats.files import is_picture
-from dspkd.data.table import Fault, Report, Table
+from dspkd.data.table import Fault, Report, Severity, Table
 from dspkd.npz_images import picture_file
 
 __all__ = ["report_files"]
@@ -51,12 +51,12 @@ def _walk(folder: Path, report: Report) -> Iterator[Path]:
 
 
 def _say(
-    report: Report, kind: str, severity: str, root: Path, paths: Sequence[Path], what: str, hint: str | None = None
+    report: Report, kind: str, severity: Severity, root: Path, paths: Sequence[Path], what: str, hint: str | None = None
 ) -> None:
     if paths:
         names = tuple(p.relative_to(root).as_posix() for p in paths)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        report(Fault(kind, severity, f"{names[0]}{more}: {what}", hint, names))  # type: ignore[arg-type]
+        report(Fault(kind, severity, f"{names[0]}{more}: {what}", hint, names))
 
 
 def _report_links(folder: Path, files: Sequence[Path], report: Report) -> None:

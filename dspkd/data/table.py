@@ -13,7 +13,7 @@ import numpy as np
 from dspkd.errors import DataError
 from dspkd.fileio import canonical_json, sha256_bytes
 
-__all__ = ["IMAGE_SUFFIXES", "PARTS", "Fault", "Report", "Sample", "Table", "refuse"]
+__all__ = ["IMAGE_SUFFIXES", "PARTS", "Fault", "Report", "Sample", "Severity", "Table", "refuse"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"})
 PARTS = ("train", "val", "test")
@@ -67,6 +67,8 @@ class Table:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     layout: str = field(default="", compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What was left out on purpose and should be said where results are."""
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dspkd.config import DataConfig
+from dspkd.data.fingerprints import Progress, duplicate_images
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import Table, read_table
 from dspkd.data.split import Split, indices, load_split, make_split, read_split
@@ -17,7 +18,7 @@ from dspkd.errors import DataError
 from dspkd.student import Student
 from dspkd.train.reporter import Reporter
 
-__all__ = ["PreparedData", "prepare_data", "training_size"]
+__all__ = ["PreparedData", "new_split", "prepare_data", "training_size"]
 
 SPLIT_FILE = "split.json"
 
@@ -61,7 +62,12 @@ class PreparedData:
 
 
 def prepare_data(
-    config: DataConfig, *, classes: Sequence[str] | None, teacher: Student | None, stored: Path | None
+    config: DataConfig,
+    *,
+    classes: Sequence[str] | None,
+    teacher: Student | None,
+    stored: Path | None,
+    progress: Progress | None = None,
 ) -> PreparedData:
     """Read the table, and take the split from (in this order) `stored`, the config, the teacher's folder, or make it.
 
@@ -77,7 +83,7 @@ def prepare_data(
     elif teacher_split is not None and teacher_split.is_file() and teacher is not None and _same_table(teacher, table):
         split = load_split(teacher_split, table)
     else:
-        split = make_split(table, seed=config.split_seed, val=config.val_fraction, test=config.test_fraction)
+        split = new_split(table, config, progress=progress)
     if teacher is not None and _same_table(teacher, table) and teacher.card.data.get("split_sha256") != split.sha256:
         raise DataError(
             f"teacher {teacher.path} was fitted on another split of {table.root}",
@@ -86,6 +92,23 @@ def prepare_data(
     if teacher_split is not None and teacher_split.is_file():
         _refuse_what_the_teacher_knows(teacher_split, split, table)
     return PreparedData(table=table, split=split, cache_dir=config.cache_dir)
+
+
+def new_split(table: Table, config: DataConfig, *, progress: Progress | None = None) -> Split:
+    """The split that `config` describes, whatever was stored before."""
+    duplicates: list[tuple[str, str]] = []
+    if config.join_duplicates:
+        duplicates = duplicate_images(table, cache_dir=config.cache_dir, progress=progress)
+    return make_split(
+        table,
+        seed=config.split_seed,
+        val=config.val_fraction,
+        test=config.test_fraction,
+        folds=config.folds,
+        fold=config.fold,
+        by_column=config.own_split,
+        duplicates=duplicates,
+    )
 
 
 def _refuse_what_the_teacher_knows(teacher_split: Path, split: Split, table: Table) -> None:

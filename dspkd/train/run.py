@@ -143,7 +143,11 @@ class _Run:
     def _prepare(self) -> PreparedData:
         classes = self.teacher.card.classes if self.teacher else None
         return prepare_data(
-            self.config.data, classes=classes, teacher=self.teacher, stored=self.config.out / SPLIT_FILE
+            self.config.data,
+            classes=classes,
+            teacher=self.teacher,
+            stored=self.config.out / SPLIT_FILE,
+            progress=self.reporter.progress,
         )
 
     def carry_out(self, resume: bool) -> Student:
@@ -151,7 +155,7 @@ class _Run:
         resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
         if resumed is not None and resumed["fingerprint"] != _fingerprint(config):
             raise _other_config(config)
-        for warning in self.data.split.warnings:
+        for warning in (*self.data.table.remarks, *self.data.split.warnings):
             self.reporter.message(f"warning: {warning}")
         model = self._initial_model(fresh=resumed is None)
         self.train_pixels = self.data.pixels(training_size(config.size), self.preprocess.interpolation, self.reporter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dspkd.data.formats.files import ImageFiles, image_folder
@@ -16,7 +16,7 @@ from dspkd.data.formats.tables import (
     report_useless_metadata,
     unknown_class,
 )
-from dspkd.data.table import Fault, Report, Sample, Table, refuse
+from dspkd.data.table import Fault, Report, Sample, Severity, Table, refuse
 from dspkd.errors import DataError
 
 __all__ = ["is_isic", "read_isic", "read_isic_labels"]
@@ -94,60 +94,54 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
     Images labelled UNK belong to none of the classes; they are left out unless `classes` has UNK.
     """
     training, test = (find_csv(root, "groundtruth", word) for word in ("training", "test"))
-    official = training and test and len(list(root.glob("*.csv"))) <= 4
-    if official:
-        sets = [("train", "training", training), ("test", "test", test)]
+    if training and test:
+        sets = [_LabelTable("train", "training", training, report), _LabelTable("test", "test", test, report)]
+    elif labels_csv := find_csv(root, "groundtruth"):
+        sets = [_LabelTable(None, None, labels_csv, report)]
     else:
-        sets = [(None, None, find_csv(root, "groundtruth"))]
-    read = [(part, word, path, *_one_hot_rows(path, report)) for part, word, path in sets if path]
-    columns = tuple(dict.fromkeys(name for *_, names, _ in read for name in names))
-    used = {name for *_, rows in read for name, _ in rows.values()}
-    _report_empty(root, [name for name in columns if name not in used], report)
-    own = [name for name in columns if name in used and name != UNKNOWN]
-    chosen = chosen_classes(own, classes)
-    samples: list[Sample] = []
-    for part, word, path, _, rows in read:
-        samples += _samples(root, path, rows, chosen, part, word, report, need_files)
-    return Table(root, tuple(chosen), tuple(samples), LAYOUT)
+        raise DataError(f"{root} holds no table of labels", hint="its name must contain GroundTruth")
+    columns = tuple(dict.fromkeys(name for labels in sets for name in labels.classes))
+    used = {name for labels in sets for name, _ in labels.rows.values()}
+    for name in columns:
+        if name not in used:
+            severity: Severity = "note" if name == UNKNOWN else "warning"
+            report(Fault("empty-class", severity, f"class {name} of {root} has no image; it is no class here"))
+    chosen = chosen_classes([name for name in columns if name in used and name != UNKNOWN], classes)
+    unknown = [n for labels in sets for n, (name, _) in labels.rows.items() if name == UNKNOWN]
+    remarks = []
+    if unknown and UNKNOWN not in chosen:
+        remarks = [f"{len(unknown)} images of {root} are labelled UNK, which is none of the classes: left out"]
+        report(Fault("unk", "warning", remarks[0], None, tuple(unknown)))
+    samples = [sample for labels in sets for sample in _samples(root, labels, chosen, report, need_files)]
+    return Table(root, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
 
 
-def _report_empty(root: Path, empty: Sequence[str], report: Report) -> None:
-    for name in empty:
-        severity = "note" if name == UNKNOWN else "warning"
-        report(Fault("empty-class", severity, f"class {name} of {root} has no image; it is no class here"))
+class _LabelTable:
+    """A table of labels; `part` and `word` (in the names of its metadata and its folder) where there are two."""
+
+    def __init__(self, part: str | None, word: str | None, path: Path, report: Report) -> None:
+        self.part, self.word, self.path = part, word, path
+        self.classes, self.rows = _one_hot_rows(path, report)
 
 
 def _samples(
-    root: Path,
-    labels_csv: Path,
-    rows: dict[str, tuple[str, int]],
-    chosen: dict[str, int],
-    part: str | None,
-    word: str | None,
-    report: Report,
-    need_files: bool,
-) -> list[Sample]:
-    metadata_csv = find_csv(root, "metadata", *([word] if word else []))
+    root: Path, labels: _LabelTable, chosen: dict[str, int], report: Report, need_files: bool
+) -> Iterator[Sample]:
+    metadata_csv = find_csv(root, "metadata", *([labels.word] if labels.word else []))
     metadata = read_metadata(metadata_csv, report)
-    folder = image_folder(root, word)
+    folder = image_folder(root, labels.word)
     files = ImageFiles([folder], report, needed=need_files)
-    samples, missing, unknown = [], [], []
-    for image, (name, number) in rows.items():
+    missing = []
+    for image, (name, number) in labels.rows.items():
         if name not in chosen:
-            if name == UNKNOWN:
-                unknown.append(image)
-            else:
-                report(unknown_class(f"{labels_csv} row {number} (image {image})", name, chosen, image))
+            if name != UNKNOWN:
+                report(unknown_class(f"{labels.path} row {number} (image {image})", name, chosen, image))
             continue
         path = files.find(image)
         if path is None:
             missing.append((number, image))
             continue
-        listed = f"{labels_csv} row {number}"
-        samples.append(make_sample(image, path, chosen[name], metadata.get(image, {}), listed=listed, part=part))
-    if unknown:
-        what = f"{labels_csv}: {len(unknown)} images are labelled UNK, which is none of the classes; they are left out"
-        report(Fault("unk", "warning", what, None, tuple(unknown)))
-    report_missing_files(labels_csv, missing, folder, report)
-    report_useless_metadata(root, metadata_csv, metadata, any(image in metadata for image in rows), report)
-    return samples
+        row, listed = metadata.get(image, {}), f"{labels.path} row {number}"
+        yield make_sample(image, path, chosen[name], row, listed=listed, part=labels.part)
+    report_missing_files(labels.path, missing, folder, report)
+    report_useless_metadata(root, metadata_csv, metadata, any(image in metadata for image in labels.rows), report)
