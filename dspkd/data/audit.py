@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dspkd.data.fingerprints import DuplicatePair, Fingerprints, find_duplicates, take_fingerprints
 from dspkd.data.inventory import report_files
 from dspkd.data.sources import read_table
-from dspkd.data.split import PARTS, crossing_groups, joined_groups, read_split
-from dspkd.data.table import Fault, Report, Table
+from dspkd.data.split import PARTS, crossing_groups, read_split
+from dspkd.data.table import Fault, Report, Sample, Table
+from dspkd.errors import DataError
 
 __all__ = ["Audit", "SuspiciousPair", "audit"]
 
@@ -114,8 +116,7 @@ def audit(root: Path, *, split: Path | None = None, decode: bool = True, progres
         sizes = _sizes(prints)
         found = find_duplicates(prints, progress=progress)
         pairs = tuple(sorted((_describe(p, table, parts) for p in found), key=_worst_first))
-        _report_pairs(table, pairs, faults.append)
-        _report_joined(table, parts, found, faults.append)
+        _report_pairs(pairs, tuple(faults), faults.append)
     order = {"error": 0, "warning": 1, "note": 2}
     return Audit(table, parts, tuple(sorted(faults, key=lambda f: order[f.severity])), pairs, sizes)
 
@@ -162,8 +163,7 @@ def _report_pictures(table: Table, prints: Fingerprints, report: Report) -> None
         if width * height > LARGEST_AREA:
             fault = "too-large", f"has {width} x {height} pixels, as a decompression bomb has", "replace or remove it"
         elif index in prints.faults:
-            error = prints.faults[index]
-            report(Fault("unreadable", "error", error.message, error.hint, (sample.image_id,)))
+            report(_unreadable(sample, prints.faults[index]))
         elif max(width, height) > LARGEST_RATIO * min(width, height):
             fault = "odd-shape", f"has {width} x {height} pixels: little of it is in the centre square", "remove it"
         elif min(width, height) < SMALLEST_SIDE:
@@ -171,6 +171,24 @@ def _report_pictures(table: Table, prints: Fingerprints, report: Report) -> None
         if fault is not None:
             kind, what, hint = fault
             report(Fault(kind, "error", f"image {sample.path} {what}", hint, (sample.image_id,)))
+
+
+def _unreadable(sample: Sample, error: DataError) -> Fault:
+    images = (sample.image_id,)
+    if isinstance(error.__cause__, Image.DecompressionBombError):
+        return Fault("too-large", "error", error.message, "replace or remove it", images)
+    try:
+        with sample.path.open("rb") as f:
+            head = f.read(64)
+    except OSError:
+        return Fault("unreadable", "error", error.message, error.hint, images)
+    if not head:
+        return Fault("empty-file", "error", f"image {sample.path} has no bytes", "copy or download it again", images)
+    if head.lstrip().startswith(b"<"):
+        what = f"image {sample.path} is text that begins with {head.lstrip()[:15].decode('latin-1')!r}, no picture"
+        return Fault("no-picture", "error", what, "download it again: a server may have answered with a page", images)
+    kind = "truncated" if "truncated" in error.message else "unreadable"
+    return Fault(kind, "error", error.message, error.hint, images)
 
 
 def _sizes(prints: Fingerprints) -> dict[str, Any]:
@@ -205,12 +223,13 @@ def _worst_first(pair: SuspiciousPair) -> tuple[object, ...]:
     return not pair.crosses, not pair.disagrees, pair.same_lesion, not pair.exact, -pair.similarity, pair.first
 
 
-def _report_pairs(table: Table, pairs: Sequence[SuspiciousPair], report: Report) -> None:
+def _report_pairs(pairs: Sequence[SuspiciousPair], told: Sequence[Fault], report: Report) -> None:
+    contradictions = {frozenset(fault.images) for fault in told if fault.kind == "one-picture-two-labels"}
     for pair in pairs:
         images = (pair.first, pair.second)
         how = "the same file" if pair.exact else f"the same picture, {pair.orientation}"
         named = f"{pair.first} and {pair.second} are {how}"
-        if pair.disagrees:
+        if pair.disagrees and frozenset(images) not in contradictions:
             what = f"{named}, with the labels {' and '.join(pair.labels)}"
             report(Fault("one-picture-two-labels", "error", what, "one of them is wrong", images))
         if pair.crosses:
@@ -222,18 +241,3 @@ def _report_pairs(table: Table, pairs: Sequence[SuspiciousPair], report: Report)
         elif not pair.same_lesion and not pair.disagrees and not pair.crosses:
             what = f"{named}, of different lesions"
             report(Fault("near-duplicate", "warning", what, "remove one, or give both the same lesion_id", images))
-
-
-def _report_joined(table: Table, parts: Sequence[str | None], pairs: Sequence[DuplicatePair], report: Report) -> None:
-    """Lesions with one picture in common whose other pictures are in another part."""
-    ids = [(table.samples[p.first].image_id, table.samples[p.second].image_id) for p in pairs]
-    groups = joined_groups(table, ids)
-    already = set(crossing_groups([s.group for s in table.samples], parts))
-    direct = {i for p in pairs if parts[p.first] != parts[p.second] for i in (p.first, p.second)}
-    told = already | {groups[i] for i in direct}
-    for group, where in crossing_groups(groups, parts).items():
-        own = [i for i, name in enumerate(groups) if name == group]
-        if group not in told and not any(table.samples[i].group in already for i in own):
-            images = tuple(table.samples[i].image_id for i in own)
-            what = f"lesions {', '.join(sorted({table.samples[i].group for i in own}))} share a picture and are in "
-            report(Fault("lesion-crosses-split", "error", what + " and ".join(where), "keep them in one part", images))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,7 +70,8 @@ def take_fingerprints(table: Table, *, progress: Progress | None = None) -> Fing
         thumbnails[index] = np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
     # Pillow and hashlib release the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             for done, _ in enumerate(pool.map(take, range(count)), start=1):
                 if progress and (done % 64 == 0 or done == count):
@@ -148,8 +151,6 @@ def _key(table: Table) -> str:
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]] | None:
-    import json
-
     try:
         return [(str(first), str(second)) for first, second in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError):

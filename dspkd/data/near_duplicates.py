@@ -114,7 +114,9 @@ def find_near_duplicates(
     are.
     """
     # All pictures without content have the same hash.
-    told = np.flatnonzero(_luminance(thumbnails).reshape(len(thumbnails), -1).std(axis=1) > 256)
+    told = np.flatnonzero(_luminance(thumbnails).std(axis=(1, 2)) > 256)
+    if not len(told):
+        return []
     thumbnails = thumbnails[told]
     found = []
     for first, second, which in _candidates(perceptual_hashes(thumbnails), progress):

@@ -33,7 +33,12 @@ def read_table(
     """
     if not root.exists():
         raise DataError(f"data folder {root} does not exist", hint="check --data")
-    table = (_read_folder if root.is_dir() else _read_file)(root, classes, report, need_files)
+    try:
+        table = (_read_folder if root.is_dir() else _read_file)(root, classes, report, need_files)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or root} cannot be read: {error.strerror or error}", hint="mend its permissions"
+        ) from error
     if not table.samples:
         raise DataError(f"{root} holds no labelled images")
     return table

@@ -1,6 +1,9 @@
 """Splits: no lesion in two parts, whatever the table looks like; stratified, repeatable, tied to their data set."""
 
 import json
+import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,124 @@ def test_an_unknown_part(table):
         indices(make_split(table), table, "dev")
 
 
+def part_of(split):
+    return {image: part for part in PARTS for image in getattr(split, part)}
+
+
+def groups_of_parts(split, table):
+    return [{table.samples[i].group for i in indices(split, table, part)} for part in PARTS]
+
+
+@settings(max_examples=40, deadline=None)
+@given(lesions=random_lesions, folds=st.integers(2, 6), seed=st.integers(0, 9))
+def test_folds_cover_everything_once_and_no_lesion_crosses(lesions, folds, seed):
+    table = make_table([*[[k] for k in range(3)] * folds * 2, *lesions])
+    splits = [make_split(table, seed=seed, folds=folds, fold=k) for k in range(folds)]
+    tested = [image for split in splits for image in split.test]
+    assert sorted(tested) == sorted(s.image_id for s in table.samples)
+    for split in splits:
+        groups = groups_of_parts(split, table)
+        assert sum(map(len, groups)) == len(set.union(*groups))
+        assert sum(len(getattr(split, part)) for part in PARTS) == len(table)
+
+
+def test_every_class_keeps_its_share_in_every_fold(table):
+    counts = np.bincount(table.labels)
+    for fold in range(5):
+        split = make_split(table, folds=5, fold=fold, val=0.1)
+        for part, share in zip(PARTS, (0.7, 0.1, 0.2), strict=True):
+            got = np.bincount(table.labels[indices(split, table, part)], minlength=3)
+            assert np.abs(got - share * counts).max() <= 3
+        assert split.method == f"fold {fold} of 5"
+
+
+def test_a_fold_that_does_not_exist(table):
+    with pytest.raises(DataError, match="fold 5 of 5 does not exist"):
+        make_split(table, folds=5, fold=5)
+
+
+def test_folds_are_stored(table, tmp_path):
+    split = make_split(table, folds=3, fold=1)
+    save_split(split, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json", table) == split
+
+
+def with_parts(table, parts):
+    samples = [replace(sample, part=part) for sample, part in zip(table.samples, parts, strict=True)]
+    return Table(table.root, table.classes, tuple(samples))
+
+
+def test_the_parts_that_a_data_set_brings_are_kept():
+    table = with_parts(make_table([[0], [1], [2], [0], [1], [2]]), ["test", "train", "val", "test", "train", "val"])
+    split = make_split(table)
+    assert split.method == "column"
+    assert [part_of(split)[s.image_id] for s in table.samples] == [s.part for s in table.samples]
+
+
+def test_the_parts_that_a_data_set_brings_may_be_passed_over(table):
+    table = with_parts(table, ["train"] * len(table))
+    assert make_split(table, by_column=False).method == "lesions"
+    assert make_split(table, folds=5).method == "fold 0 of 5"
+
+
+@settings(max_examples=40, deadline=None)
+@given(lesions=random_lesions, seed=st.integers(0, 9))
+def test_without_a_validation_part_lesions_of_the_training_part_are_taken(lesions, seed):
+    bare = make_table([*[[k] for k in range(3)] * 12, *lesions])
+    parts = ["test" if int(s.group[6:]) % 5 == 0 else "train" for s in bare.samples]
+    table = with_parts(bare, parts)
+    split = make_split(table, seed=seed)
+    assert set(split.test) == {s.image_id for s in table.samples if s.part == "test"}
+    assert split.val
+    groups = groups_of_parts(split, table)
+    assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+def test_a_lesion_that_crosses_the_data_sets_own_parts_is_refused():
+    table = with_parts(make_table([[0, 0], [1], [2]]), ["train", "test", "val", "train"])
+    with pytest.raises(DataError, match=r"1 lesions cross .*lesion0 \(train and test\)"):
+        make_split(table)
+    assert make_split(with_parts(make_table([[0], [1], [2]]), ["train", "test", "val"])).method == "column"
+
+
+def test_a_duplicate_that_crosses_the_data_sets_own_parts_is_refused():
+    table = with_parts(make_table([[0], [1], [2]]), ["train", "test", "val"])
+    with pytest.raises(DataError, match="cross the split of its own column"):
+        make_split(table, duplicates=[("0000-0", "0001-0")])
+
+
+def test_an_image_without_a_part():
+    table = with_parts(make_table([[0], [1], [2]]), ["train", None, "val"])
+    with pytest.raises(DataError, match=r"image 0001-0 is in no part of the split"):
+        make_split(table)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lesions=random_lesions,
+    picks=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), max_size=12),
+    order=st.randoms(use_true_random=False),
+)
+def test_joined_lesions_stay_together_whatever_the_order(lesions, picks, order):
+    table = make_table([*[[k] for k in range(3)] * 12, *lesions])
+    ids = [s.image_id for s in table.samples]
+    pairs = [(ids[a % len(ids)], ids[b % len(ids)]) for a, b in picks]
+    split = make_split(table, duplicates=pairs)
+    part = part_of(split)
+    assert all(part[a] == part[b] for a, b in pairs)
+    groups = groups_of_parts(split, table)
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    samples, shuffled = list(table.samples), [pair[::-1] for pair in pairs]
+    order.shuffle(samples)
+    order.shuffle(shuffled)
+    assert make_split(Table(table.root, table.classes, tuple(samples)), duplicates=shuffled) == split
+
+
+def test_without_joins_nothing_changes(table):
+    """The splits that were made before duplicates were joined are made again."""
+    assert make_split(table, duplicates=[("0000-0", "0000-0"), ("no such image", "0001-0")]) == make_split(table)
+
+
 @pytest.mark.shared
 def test_the_real_collection(shared_data):
     table = read_table(shared_data / "derm")
@@ -166,3 +287,39 @@ def test_the_real_collection(shared_data):
         assert set(labels) == set(range(len(table.classes)))
         np.testing.assert_allclose(np.bincount(labels) / len(labels), shares, atol=0.005)
     assert split.warnings == ()
+
+
+# Full-scale tables without images: 25 331 rows and 10 015.
+@pytest.fixture(params=["ISIC 2019", "HAM10000"])
+def full_table(request, shared_data, tmp_path):
+    names = {
+        "ISIC 2019": ["ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"],
+        "HAM10000": ["HAM10000_metadata.csv"],
+    }[request.param]
+    for name in names:
+        shutil.copy(shared_data / "csv" / name, tmp_path)
+    return tmp_path, request.param
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("how", [{}, {"folds": 5, "fold": 2}], ids=["lesions", "fold"])
+def test_full_metadata(full_table, how):
+    root, layout = full_table
+    table = read_table(root, need_files=False)
+    assert table.layout == layout
+    assert len(table) == {"ISIC 2019": 25331, "HAM10000": 10015}[layout]
+    split = make_split(table, **how)
+    groups = groups_of_parts(split, table)
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len({s.group for s in table.samples})
+    shares = np.bincount(table.labels) / len(table)
+    for part, size in zip(PARTS, (0.7, 0.1, 0.2), strict=True):
+        labels = table.labels[indices(split, table, part)]
+        assert abs(len(labels) / len(table) - size) < 0.01
+        np.testing.assert_allclose(np.bincount(labels, minlength=len(shares)) / len(labels), shares, atol=0.01)
+    for path in root.glob("*.csv"):
+        header, *rows = path.read_text(encoding="utf-8").splitlines()
+        random.Random(1).shuffle(rows)
+        path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    again = read_table(root, need_files=False)
+    assert again.samples != table.samples
+    assert make_split(again, **how) == split
