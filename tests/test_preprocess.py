@@ -74,6 +74,32 @@ def test_load_pixels_is_decode_cut_and_resize(tmp_path):
     assert np.abs(got - np_resize(pixels[:, 5:35], 16)).max() <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "bmp"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "LA", "P", "1"])
+def test_every_format_and_colour_is_read(tmp_path, suffix, mode):
+    """A picture that is white on top and black below, opaque where it has alpha."""
+    pixels = np.repeat(np.array([255] * 8 + [0] * 8, np.uint8)[:, None], 16, axis=1)
+    path = tmp_path / f"x.{suffix}"
+    picture = Image.fromarray(pixels).convert("RGB" if mode in ("RGBA", "CMYK") else "L").convert(mode)
+    try:
+        picture.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    except OSError:
+        pytest.skip(f"{suffix} holds no {mode}")
+    for at_least in (None, 16):
+        got = np.asarray(load_rgb(path, at_least=at_least)).astype(int)
+        assert got.shape == (16, 16, 3)
+        assert got[:8].min() >= 250
+        assert got[8:].max() <= 5
+
+
+def test_a_jpeg_may_come_smaller(tmp_path):
+    Image.new("RGB", (640, 480), (200, 30, 90)).save(tmp_path / "x.jpg", quality=95)
+    small = load_rgb(tmp_path / "x.jpg", at_least=100)
+    assert small.size == (160, 120)
+    assert np.abs(np.asarray(small).astype(int) - (200, 30, 90)).max() <= 3
+    assert load_rgb(tmp_path / "x.jpg", at_least=481).size == load_rgb(tmp_path / "x.jpg").size == (640, 480)
+
+
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(DataError, match=r"image .*nothing\.png does not exist"):
         load_rgb(tmp_path / "nothing.png")

@@ -353,3 +353,46 @@ def test_a_folder_that_cannot_be_written_to(dspkd, clean, tmp_path):
     code, _, err = dspkd("data", "check", clean, "--out", tmp_path / "file")
     assert code == 1
     assert "cannot write" in err
+
+
+@pytest.mark.shared
+def test_the_real_collection(check, shared_data, tmp_path):
+    """What is there: four files twice and 64 more near-duplicates, all inside lesion groups; five groups whose images
+    have different diagnoses; nothing that would poison a result.
+    """
+    code, found = check(shared_data / "derm", "--out", tmp_path / "out")
+    assert code == 0
+    assert (found["images"], found["lesions"]) == (12119, 9163)
+    assert found["classes"]["VASC"] == {"images": 149, "lesions": 96}
+    assert [e["size"] for e in found["sizes"]["most_common"]] == [[256, 256], [341, 256]]
+    kinds = [(fault["severity"], fault["kind"]) for fault in found["faults"]]
+    assert kinds.count(("warning", "lesion-labels-disagree")) == 5
+    assert kinds.count(("warning", "duplicate")) == sum(pair["exact"] for pair in found["pairs"]) == 4
+    assert not any(severity == "error" for severity, _ in kinds)
+    # Decoders of other versions may move a pair over the threshold.
+    assert 60 <= len(found["pairs"]) <= 76
+    assert all(pair["same_lesion"] and not pair["disagrees"] for pair in found["pairs"])
+    assert (tmp_path / "out" / "pairs.png").is_file()
+
+
+@pytest.mark.shared
+def test_lesion_ids_alone_leave_copies_in_two_lesions(check, shared_data, tmp_path):
+    """The groups of the collection were joined by its makers. The lesion ids that it was published with know less: two
+    files are there twice as two lesions, and the split joins them.
+    """
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "images").symlink_to(shared_data / "derm" / "images")
+    shutil.copy(shared_data / "derm" / "GroundTruth.csv", root)
+    with (shared_data / "derm" / "metadata.csv").open(newline="", encoding="utf-8") as f:
+        rows = [[row["image"], row["lesion_id_orig"]] for row in csv.DictReader(f)]
+    write_csv(root / "metadata.csv", [["image", "lesion_id"], *rows])
+    code, found = check(root)
+    assert code == 0
+    apart = {(pair["first"], pair["second"]) for pair in found["pairs"] if not pair["same_lesion"]}
+    assert {("ISIC_1643848", "ISIC_6221334"), ("ISIC_2252215", "ISIC_9766600")} <= apart
+    table = read_table(root)
+    for seed in range(5):
+        split = make_split(table, seed=seed, duplicates=apart)
+        part_of = {image: p for p in ("train", "val", "test") for image in getattr(split, p)}
+        assert all(part_of[first] == part_of[second] for first, second in apart)
