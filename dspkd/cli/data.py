@@ -41,10 +41,14 @@ def check(
     """
     from dspkd.data.audit import audit
 
-    with reporting() as reporter:
-        found = audit(data, split=split, decode=not tables_only, progress=reporter.progress)
-        if out is not None:
-            _write(found, out)
+    try:
+        with reporting() as reporter:
+            found = audit(data, split=split, decode=not tables_only, progress=reporter.progress)
+    except KeyboardInterrupt:
+        typer.echo("dspkd: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+    if out is not None:
+        _write(found, out)
     if as_json:
         print_json(found.to_json())
     else:

@@ -61,6 +61,14 @@ def test_both_official_tables_are_the_training_and_the_test_part(tmp_path):
     assert "1 images" in table.remarks[0] and "UNK" in table.remarks[0]
 
 
+def test_an_image_in_both_official_tables(tmp_path):
+    official(tmp_path, test_rows=[["a", 0.0, 1.0, 0.0]])
+    with pytest.raises(
+        DataError, match=r"image a stands in .*Training_GroundTruth\.csv and in .*Test_GroundTruth\.csv"
+    ):
+        read_table(tmp_path)
+
+
 def test_unk_is_a_class_for_a_model_that_knows_it(tmp_path):
     official(tmp_path, test_rows=[["d", 0.0, 0.0, 1.0]])
     table = read_table(tmp_path, classes=["MEL", "NV", "UNK"])

@@ -100,6 +100,10 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
         sets = [_LabelTable(None, None, labels_csv, report)]
     else:
         raise DataError(f"{root} holds no table of labels", hint="its name must contain GroundTruth")
+    for image in sorted(set.intersection(*(set(labels.rows) for labels in sets))) if len(sets) > 1 else ():
+        what = f"image {image} stands in {' and in '.join(str(labels.path) for labels in sets)}"
+        report(Fault("row-twice", "error", what, "keep one row", (image,)))
+        del sets[-1].rows[image]
     columns = tuple(dict.fromkeys(name for labels in sets for name in labels.classes))
     used = {name for labels in sets for name, _ in labels.rows.values()}
     for name in columns:
