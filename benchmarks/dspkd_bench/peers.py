@@ -41,21 +41,21 @@ CHECKED = 64
 LITERT_PYTHON = "DSPKD_LITERT_PYTHON"
 
 
+def _as_they_are(images: np.ndarray) -> np.ndarray:
+    return images
+
+
 @dataclass(frozen=True, slots=True)
 class StockExport:
-    """`run` takes one normalised image, float32 (1, 3, H, W), or (1, H, W, 3) if `channels_last`, and gives logits
-    (1, K).
+    """`run` takes what `input_of` makes of normalised images, float32 (N, 3, H, W), one at a time, and gives logits
+    (1, K). What `input_of` does is not timed.
     """
 
     runtime: str
     """Name and version."""
     file: Path
     run: Run
-    channels_last: bool = False
-
-    def input_of(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images, float32 (N, 3, H, W), as `run` takes them."""
-        return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.channels_last else images
+    input_of: Run = _as_they_are
 
 
 @dataclass(frozen=True)
@@ -402,12 +402,31 @@ def _in_litert(source: Source, file: Path) -> StockExport:
         interpreter.allocate_tensors()
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
+    def input_of(images: np.ndarray) -> np.ndarray:
+        return _quantised(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), taken)
+
     def run(image: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(taken["index"], image)
         interpreter.invoke()
-        return interpreter.get_tensor(given["index"])
+        return _dequantised(interpreter.get_tensor(given["index"]), given)
 
-    return StockExport(f"ai-edge-litert {version('ai-edge-litert')} XNNPACK", file, run, channels_last=True)
+    return StockExport(f"ai-edge-litert {version('ai-edge-litert')} XNNPACK", file, run, input_of)
+
+
+def _quantised(values: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
+    """As the tensor takes them: LiteRT's int8 programs have int8 at their ends, other runtimes floats."""
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return values
+    scale, zero = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def _dequantised(levels: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return levels
+    scale, zero = tensor["quantization"]
+    return (levels.astype(np.float32) - np.float32(zero)) * np.float32(scale)
 
 
 # ExecuTorch ---------------------------------------------------------------------------------------

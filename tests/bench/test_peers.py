@@ -15,6 +15,7 @@ from results_schema import check_schema
 from dspkd.errors import MissingDependencyError, UsageError, VerificationError
 from dspkd.fileio import write_json
 from dspkd.student import load_student, save_student
+from dspkd_bench import peers
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.peers import PEERS, Peer, Source, StockExport, build_peer, chosen_peers, normalised
@@ -140,6 +141,38 @@ def converter(folder, line, status):
     script.write_text(f"#!/bin/sh\necho 'loading' >&2\necho \"{line}\" >&2\nexit {status}\n")
     script.chmod(0o755)
     return script
+
+
+def test_int8_at_the_ends_of_a_litert_program(monkeypatch, tmp_path):
+    """A program that gives its input back, in levels of 0.1 with zero at 3."""
+
+    class Interpreter:
+        def __init__(self, path, num_threads): ...
+        def allocate_tensors(self): ...
+        def invoke(self): ...
+
+        def get_input_details(self):
+            return [{"index": 0, "dtype": np.int8, "quantization": (0.1, 3)}]
+
+        get_output_details = get_input_details
+
+        def set_tensor(self, index, value):
+            assert value.dtype == np.int8 and value.shape == (1, 1, 3, 3)
+            self.value = value
+
+        def get_tensor(self, index):
+            return self.value
+
+    package, module = ModuleType("ai_edge_litert"), ModuleType("ai_edge_litert.interpreter")
+    module.Interpreter = Interpreter
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", package)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", module)
+    monkeypatch.setattr(peers, "version", lambda name: "0")
+    image = np.array([-99.0, -12.0, -0.5, 0.0, 0.04, 0.06, 1.0, 12.0, 99.0], np.float32).reshape(1, 3, 1, 3)
+    export = peers._in_litert(Source(None, tmp_path, image), tmp_path / "x.tflite")
+    answer = export.run(export.input_of(image)).transpose(0, 3, 1, 2)
+    expected = np.array([-13.1, -12.0, -0.5, 0.0, 0.0, 0.1, 1.0, 12.0, 12.4], np.float32).reshape(1, 3, 1, 3)
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 def test_the_converter_of_litert_may_be_another_python(monkeypatch, source, tmp_path):
