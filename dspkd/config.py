@@ -73,6 +73,11 @@ class AugmentConfig(_Frozen):
     """Smallest part of the image's area that a random crop keeps. 1: no cropping."""
     color_jitter: float = Field(default=0.15, ge=0.0, lt=1.0)
     """Largest relative change of brightness, contrast and saturation."""
+    rand_augment: Literal["off", "rare", "all"] = "off"
+    """1 to 3 of the fourteen operations of the paper's section 4.1 at random, after the others: for classes with fewer
+    images than the average class ("rare", the paper's way), or for all."""
+    rand_augment_magnitude: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Share of each operation's range. The paper gives none; 0.3 is RandAugment's usual 9 of 30."""
 
 
 class OptimizerConfig(_Frozen):

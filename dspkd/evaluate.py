@@ -86,7 +86,14 @@ def evaluate(
     if not len(positions):
         raise DataError(f"the {part} part of {root} is empty", hint="choose another --part")
     preprocess = classifier.preprocess
-    pixels = cached_pixels(table, preprocess.size, preprocess.interpolation, cache_dir=cache_dir, progress=progress)
+    pixels = cached_pixels(
+        table,
+        preprocess.size,
+        preprocess.interpolation,
+        positions=positions,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     batches = []
     for start in range(0, len(positions), 64):
         batches.append(classifier.run(pixels[positions[start : start + 64]]))

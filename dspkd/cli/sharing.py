@@ -176,7 +176,10 @@ def _part(student: Student, data: Path | None, part: str, reporter: Reporter) ->
     table = read_table(root, classes=student.card.classes)
     positions = indices(load_split(split, table), table, part)
     preprocess = student.card.preprocess
-    return table, cached_pixels(table, preprocess.size, preprocess.interpolation, progress=reporter.progress), positions
+    pixels = cached_pixels(
+        table, preprocess.size, preprocess.interpolation, positions=positions, progress=reporter.progress
+    )
+    return table, pixels, positions
 
 
 def artifact_classifier(folder: Path) -> Classifier:

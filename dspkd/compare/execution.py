@@ -105,22 +105,16 @@ def _write_split(plan: Plan, reporter: Reporter) -> Any:
 
 
 def _decode(plan: Plan, table: Any, reporter: Reporter) -> None:
-    """Once, before any cell: two of them would otherwise decode the same images at the same time."""
-    from dspkd.data.pixels import cached_pixels
+    """Before any cell, so that an image that cannot be read is told at once and not by every cell."""
+    from dspkd.data.split import load_split
     from dspkd.models import pretrained_preprocess
-    from dspkd.train.prepare import training_size
+    from dspkd.train.prepare import PreparedData
 
+    data = PreparedData(table, load_split(plan.split, table), plan.comparison.data.cache_dir)
     wanted = {(cell.config.model, cell.config.size) for cell in plan.cells}
     forms = {(size, pretrained_preprocess(model, size).interpolation) for model, size in sorted(wanted)}
     for size, interpolation in sorted(forms):
-        for side in (training_size(size), size):
-            cached_pixels(
-                table,
-                side,
-                interpolation,
-                cache_dir=plan.comparison.data.cache_dir,
-                progress=reporter.progress,
-            )
+        data.decode(size, interpolation, reporter)
 
 
 # A cell's state -----------------------------------------------------------------------------------

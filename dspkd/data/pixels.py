@@ -1,28 +1,38 @@
 """Decode and resize every image once, into one memory-mapped array that all runs share.
 
 The file's name carries a hash of the table's image files (name, size, modification time) and of the resize settings, so
-a changed picture or setting gives another file and a stale cache is never read.
+a changed picture or setting gives another file and a stale cache is never read. Beside the pixels lies a byte for each
+image that says whether it is there: filling may be interrupted at any moment and goes on where it was, and only what is
+asked for is decoded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
-from dspkd.data.sources import Table
-from dspkd.errors import DataError
+from dspkd.data.table import Table
+from dspkd.errors import DataError, OutputError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
+from dspkd.npz_images import picture_file
 from dspkd.preprocess import Preprocess, load_rgb, resize_square
 
-__all__ = ["cached_pixels", "default_cache_dir"]
+__all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "pixel_cache"]
 
 Progress = Callable[[int, int, str], None]
 # Counted up when `dspkd.preprocess` comes to give other pixels for the same file.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
+# Pixels are on the disk before they are said to be there, so many images at a time.
+BLOCK = 256
+# A JPEG for training is decoded at the smallest of its sizes (1, 1/2, 1/4, 1/8) that still has twice the pixels that
+# are wanted: the resizing after it then decides what they look like.
+TRAINING_REDUCTION = 2
 
 
 def default_cache_dir() -> Path:
@@ -32,63 +42,159 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dspkd"
 
 
-def cached_pixels(
-    table: Table, size: int, interpolation: str, *, cache_dir: Path | None = None, progress: Progress | None = None
-) -> np.ndarray:
-    """All images of `table`, in its order, as uint8 (N, size, size, 3), memory-mapped read-only.
+@dataclass(frozen=True)
+class PixelCache:
+    """Where the pixels of one table at one size lie. `path` is a .npy file, uint8 (N, size, size, 3)."""
 
-    Made on the first call, with as many threads as there are cores; `progress(done, total, what)` is called as it goes.
-    Raises DataError naming the first image that cannot be decoded; nothing half-made is left behind.
-    """
-    folder = ensure_dir(cache_dir or default_cache_dir())
-    path = folder / f"pixels-{size}-{interpolation}-{_key(table, size, interpolation)[:20]}.npy"
-    if not path.is_file():
-        with atomic_file(path) as temporary:
-            _fill(temporary, table, size, interpolation, progress)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    table: Table
+    size: int
+    interpolation: str
+    for_training: bool
+    path: Path
 
+    @property
+    def done_path(self) -> Path:
+        return self.path.with_suffix(".done")
 
-def _key(table: Table, size: int, interpolation: str) -> str:
-    files = []
-    for sample in table.samples:
+    def missing(self, positions: np.ndarray) -> np.ndarray:
+        """Those of `positions` that are not decoded yet."""
+        return positions[~self._done()[positions]]
+
+    def fill(self, positions: np.ndarray, progress: Progress | None = None) -> int:
+        """Decode what of `positions` is missing, with a thread for each core; how many images that were.
+
+        Of several processes one fills and the others wait for it. Raises DataError naming the first image that cannot
+        be decoded (the others stay), OutputError if the disk is full.
+        """
+        if not len(self.missing(positions)):
+            return 0
+        with FileLock(self.path.with_suffix(".lock")):
+            missing = self.missing(positions)
+            if len(missing):
+                self._make_file()
+                self._decode(missing, progress)
+        return len(missing)
+
+    def open(self) -> np.ndarray:
+        """Memory-mapped, read-only. Images that were never asked for are black."""
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def _done(self) -> np.ndarray:
+        """bool (N,)"""
         try:
-            stat = sample.path.stat()
-            files.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
-        except OSError:
-            files.append([sample.image_id, str(sample.path), -1, -1])
-    settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
-    return sha256_bytes(canonical_json([DECODER_VERSION, settings.model_dump(mode="json"), files]))
+            marks = np.fromfile(self.done_path, dtype=np.uint8)
+        except FileNotFoundError:
+            marks = np.zeros(len(self.table), np.uint8)
+        if len(marks) != len(self.table) or (marks.any() and not self._is_whole()):
+            raise DataError(f"pixel cache {self.path} is damaged", hint=f"remove {self.path} and {self.done_path.name}")
+        return marks.astype(bool)
 
-
-def _fill(path: Path, table: Table, size: int, interpolation: str, progress: Progress | None) -> None:
-    shape = (len(table), size, size, 3)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        # Takes the space now: a full disk is an error here, and a crash when it is met through the memory map.
-        with path.open("rb+") as f:
-            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
-
-    def decode(index: int) -> None:
-        sample = table.samples[index]
+    def _is_whole(self) -> bool:
         try:
-            array[index] = resize_square(load_rgb(sample.path), size, interpolation)
+            return self.open().shape == (len(self.table), self.size, self.size, 3)
+        except (OSError, ValueError):
+            return False
+
+    def _make_file(self) -> None:
+        if self.path.is_file():
+            return
+        with atomic_file(self.path) as temporary:
+            shape = (len(self.table), self.size, self.size, 3)
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                # Takes the space now: a full disk is an error here, and a crash when it is met through the memory map.
+                with temporary.open("rb+") as f:
+                    os.posix_fallocate(f.fileno(), 0, temporary.stat().st_size)
+        with atomic_file(self.done_path) as temporary:
+            temporary.write_bytes(bytes(len(self.table)))
+
+    def _decode(self, positions: np.ndarray, progress: Progress | None) -> None:
+        pixels = np.lib.format.open_memmap(self.path, mode="r+")
+        marks = np.memmap(self.done_path, dtype=np.uint8, mode="r+")
+        # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
+        # processes.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(positions), BLOCK):
+                block = positions[start : start + BLOCK]
+                futures = [pool.submit(self._decode_one, pixels, int(i)) for i in block]
+                try:
+                    for done, future in enumerate(futures, start=start + 1):
+                        future.result()
+                        if progress and (done % 64 == 0 or done == len(positions)):
+                            progress(done, len(positions), f"decoding images at {self.size} px")
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+                finally:
+                    there = [i for i, f in zip(block, futures, strict=True) if _succeeded(f)]
+                    pixels.flush()
+                    marks[there] = 1
+                    marks.flush()
+
+    def _decode_one(self, pixels: np.ndarray, index: int) -> None:
+        sample = self.table.samples[index]
+        at_least = TRAINING_REDUCTION * self.size if self.for_training else None
+        try:
+            pixels[index] = resize_square(load_rgb(sample.path, at_least=at_least), self.size, self.interpolation)
         except DataError as error:
             if sample.listed is None:
                 raise
             raise DataError(f"{sample.listed}: {error.message}", hint=error.hint) from error
 
-    # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
-    # processes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+def _succeeded(future: object) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None  # type: ignore[attr-defined]
+
+
+def pixel_cache(
+    table: Table, size: int, interpolation: str, *, for_training: bool = False, cache_dir: Path | None = None
+) -> PixelCache:
+    """The cache that belongs to these images and settings; nothing is decoded yet.
+
+    `for_training` lets large JPEGs be decoded at a reduced size, which is several times faster and moves a pixel by a
+    few levels. What judges a model is decoded as `dspkd.preprocess` says.
+    """
+    folder = ensure_dir(cache_dir or default_cache_dir())
+    name = f"{'training' if for_training else 'pixels'}-{size}-{interpolation}"
+    path = folder / f"{name}-{_key(table, size, interpolation, for_training)[:20]}.npy"
+    return PixelCache(table, size, interpolation, for_training, path)
+
+
+def cached_pixels(
+    table: Table,
+    size: int,
+    interpolation: str,
+    *,
+    positions: Sequence[int] | np.ndarray | None = None,
+    for_training: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Images of `table`, in its order, as uint8 (N, size, size, 3), memory-mapped read-only.
+
+    Those at `positions` (None: all) are there; each is decoded when it is first asked for. `progress(done, total,
+    what)` is called as it goes. Raises as `PixelCache.fill`.
+    """
+    cache = pixel_cache(table, size, interpolation, for_training=for_training, cache_dir=cache_dir)
+    wanted = np.arange(len(table)) if positions is None else np.asarray(positions, dtype=np.int64)
+    try:
+        cache.fill(wanted, progress)
+    except OSError as error:
+        raise OutputError(
+            f"pixel cache {cache.path} cannot be written: {error.strerror or error}",
+            hint="choose another place with DSPKD_CACHE",
+        ) from error
+    return cache.open()
+
+
+def _key(table: Table, size: int, interpolation: str, for_training: bool) -> str:
+    files = []
+    for sample in table.samples:
         try:
-            for done, _ in enumerate(_in_order(pool, decode, len(table)), start=1):
-                if progress and (done % 64 == 0 or done == len(table)):
-                    progress(done, len(table), f"decoding images at {size} px")
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    array.flush()
-
-
-def _in_order(pool: ThreadPoolExecutor, task: Callable[[int], None], count: int) -> Iterator[None]:
-    yield from pool.map(task, range(count))
+            stat = picture_file(sample.path).stat()
+            files.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            files.append([sample.image_id, str(sample.path), -1, -1])
+    settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
+    reduction = TRAINING_REDUCTION if for_training else None
+    return sha256_bytes(canonical_json([DECODER_VERSION, reduction, settings.model_dump(mode="json"), files]))

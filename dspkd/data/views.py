@@ -1,61 +1,159 @@
 """Random views of training images, each a pure function of (seed, image id, view id).
 
 No generator state travels between workers, epochs or runs: any view can be made again, bit for bit, with any number of
-workers and after a resume.
+workers and after a resume. What is random about a view are a few numbers from a hash of those three; the pixels then
+follow for a whole batch at once, on the batch's device.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn import functional
 
 from dspkd.config import AugmentConfig
 
-__all__ = ["BalancedSampler", "ViewDataset", "augment", "make_loader", "pixels_to_tensor", "view_generator"]
+__all__ = [
+    "BalancedSampler",
+    "Batch",
+    "TrainingViews",
+    "ViewLoader",
+    "Views",
+    "augment",
+    "draw_views",
+    "pixels_to_tensor",
+    "resident",
+    "view_numbers",
+]
 
 VIEWS_PER_EPOCH = 1 << 20
+NUMBERS = 16
+# Elements of a group of images that colour is changed in together: what stays in a core's cache.
+COLOUR_GROUP = 1 << 17
+# Of red, green and blue in grey (ITU-R BT.601), as torchvision has them.
+GREY = (0.2989, 0.587, 0.114)
 
 
-def view_generator(seed: int, image_id: str, view: int) -> torch.Generator:
-    """A generator whose stream is fixed by these three values alone."""
-    digest = hashlib.blake2b(f"{seed}/{image_id}/{view}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") & 0x7FFF_FFFF_FFFF_FFFF)
+def view_numbers(seed: int, image_id: str, view: int) -> np.ndarray:
+    """16 numbers in [0, 1), float64, fixed by these three values alone, on every machine."""
+    key = f"{seed}/{image_id}/{view}".encode()
+    words = b"".join(hashlib.blake2b(key, digest_size=64, salt=bytes([half])).digest() for half in (0, 1))
+    return (np.frombuffer(words, dtype="<u8") >> np.uint64(11)) * 2.0**-53
 
 
-def augment(image: Tensor, size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """One random view: uint8 (3, S, S) with S >= size -> uint8 (3, size, size)."""
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What is random about B views. Arrays (B,), `extra` (B, 7) for RandAugment."""
 
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
+    top: np.ndarray
+    left: np.ndarray
+    side: np.ndarray
+    """The square that is cut out of the source, in its pixels; int64."""
+    flip: np.ndarray
+    """bool: mirrored left to right, before it is turned."""
+    turns: np.ndarray
+    """int64: right angles, counter-clockwise."""
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+    """float32 factors."""
+    extra: np.ndarray
 
-    # Every number is drawn whether or not it is used, so that switching one augmentation off leaves the others as they
-    # were.
-    area, across, down = uniform(config.crop_scale, 1.0), uniform(0, 1), uniform(0, 1)
-    flip, turns = uniform(0, 1) < 0.5, int(uniform(0, 4))
-    brightness, contrast, saturation = (uniform(1 - config.color_jitter, 1 + config.color_jitter) for _ in range(3))
 
-    side = max(1, round(image.shape[-1] * area**0.5))
-    left, top = round(across * (image.shape[-1] - side)), round(down * (image.shape[-2] - side))
-    view = transforms.resized_crop(
-        image, top, left, side, side, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True
+def draw_views(seed: int, image_ids: Sequence[str], views: Sequence[int], source: int, config: AugmentConfig) -> Views:
+    """The random part of views of square sources with `source` pixels a side."""
+    numbers = np.stack([view_numbers(seed, image, view) for image, view in zip(image_ids, views, strict=True)])
+    # Every number has its place whether or not it is used, so that switching one augmentation off leaves the others as
+    # they were.
+    area, across, down, mirrored, turned = numbers[:, :5].T
+    colour = (1 + config.color_jitter * (2 * numbers[:, 5:8] - 1)).astype(np.float32)
+    side = np.maximum(1, np.rint(source * np.sqrt(config.crop_scale + (1 - config.crop_scale) * area)).astype(np.int64))
+    return Views(
+        top=np.rint(down * (source - side)).astype(np.int64),
+        left=np.rint(across * (source - side)).astype(np.int64),
+        side=side,
+        flip=(mirrored < 0.5) & config.flips,
+        turns=(4 * turned).astype(np.int64) * config.right_angles,
+        brightness=colour[:, 0],
+        contrast=colour[:, 1],
+        saturation=colour[:, 2],
+        extra=numbers[:, 8:15],
     )
-    if config.flips and flip:
-        view = view.flip(-1)
-    if config.right_angles and turns:
-        view = torch.rot90(view, turns, dims=(-2, -1))
-    if config.color_jitter:
-        view = transforms.adjust_brightness(view, brightness)
-        view = transforms.adjust_contrast(view, contrast)
-        view = transforms.adjust_saturation(view, saturation)
-    return view
+
+
+def augment(pixels: Tensor, views: Views, size: int) -> Tensor:
+    """Sources, uint8 (B, S, S, 3), as B views, uint8 (B, 3, size, size) in channels-last memory.
+
+    Crop and antialiased bilinear resize, mirror, turn, then brightness, contrast (about the mean grey) and saturation,
+    rounded once at the end. An image's view does not depend on what else is in the batch. On a CPU the resize is
+    torch's own for bytes; elsewhere it is two matrix products with the same weights, within a level of it.
+    """
+    cut = _cut_on_cpu if pixels.device.type == "cpu" else _cut_by_matrices
+    return _coloured(_turned(cut(pixels, views, size), views), views)
+
+
+def _cut_on_cpu(pixels: Tensor, views: Views, size: int) -> Tensor:
+    out = torch.empty(len(pixels), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    sources = pixels.permute(0, 3, 1, 2)
+    for i, (top, left, side) in enumerate(zip(views.top, views.left, views.side, strict=True)):
+        window = sources[i : i + 1, :, top : top + side, left : left + side]
+        out[i] = functional.interpolate(window, (size, size), mode="bilinear", antialias=True)[0]
+    return out
+
+
+def _cut_by_matrices(pixels: Tensor, views: Views, size: int) -> Tensor:
+    source, device = pixels.shape[1], pixels.device
+    down, across = (_triangle_weights(start, views.side, source, size).to(device) for start in (views.top, views.left))
+    images = pixels.permute(0, 3, 1, 2).float()
+    resized = down[:, None] @ images @ across[:, None].transpose(-1, -2)
+    return resized.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _triangle_weights(start: np.ndarray, side: np.ndarray, source: int, size: int) -> Tensor:
+    """float32 (B, size, source): how much of each source pixel of a row is in each pixel of the view."""
+    scale = torch.from_numpy(side / size).view(-1, 1, 1)
+    # Shrinking widens the triangle to a pixel of the view; enlarging leaves it a pixel of the source wide.
+    reach = scale.clamp(min=1.0)
+    place = torch.arange(source).view(1, 1, -1) - torch.from_numpy(start).view(-1, 1, 1) + 0.5
+    centre = (torch.arange(size).view(1, -1, 1) + 0.5) * scale
+    weights = (1 - (place - centre).abs() / reach).clamp(min=0.0)
+    weights = weights * ((place > 0) & (place < torch.from_numpy(side).view(-1, 1, 1)))
+    return (weights / weights.sum(-1, keepdim=True)).float()
+
+
+def _turned(images: Tensor, views: Views) -> Tensor:
+    for flip, turns in {(bool(f), int(t)) for f, t in zip(views.flip, views.turns, strict=True)} - {(False, 0)}:
+        members = torch.from_numpy(np.flatnonzero((views.flip == flip) & (views.turns == turns))).to(images.device)
+        chosen = images[members]
+        images[members] = torch.rot90(chosen.flip(-1) if flip else chosen, turns, dims=(-2, -1))
+    return images
+
+
+def _coloured(images: Tensor, views: Views) -> Tensor:
+    factors = np.stack([views.brightness, views.contrast, views.saturation])
+    if (factors == 1).all():
+        return images
+    brightness, contrast, saturation = torch.from_numpy(factors).to(images.device).view(3, -1, 1, 1)
+    grey_weights = torch.tensor(GREY, device=images.device)
+    group = max(1, COLOUR_GROUP // images[0].numel())
+    for start in range(0, len(images), group):
+        part = slice(start, start + group)
+        rows = images[part].permute(0, 2, 3, 1).flatten(1, 2)
+        values = rows.float().mul_(brightness[part]).clamp_(max=255.0)
+        mean = (values @ grey_weights).mean(1).view(-1, 1, 1)
+        values.sub_(mean).mul_(contrast[part]).add_(mean).clamp_(0.0, 255.0)
+        grey = (values @ grey_weights).unsqueeze(-1)
+        values.sub_(grey).mul_(saturation[part]).add_(grey).round_().clamp_(0.0, 255.0)
+        rows.copy_(values)
+    return images
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
@@ -65,35 +163,63 @@ def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255.0)
 
 
-class ViewDataset(Dataset[tuple[Tensor, int]]):
-    """Training views. Indexed by `(position, view)`, as `BalancedSampler` yields them; gives (uint8 (3, S, S),
-    label).
-    """
-
-    def __init__(
-        self,
-        pixels: np.ndarray,
-        labels: np.ndarray,
-        image_ids: Sequence[str],
-        *,
-        size: int,
-        seed: int,
-        config: AugmentConfig,
-    ) -> None:
-        self.pixels, self.labels, self.image_ids = pixels, labels, image_ids
-        self.size, self.seed, self.config = size, seed, config
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, key: Any) -> tuple[Tensor, int]:
-        position, view = key
-        image = torch.from_numpy(np.ascontiguousarray(self.pixels[position].transpose(2, 0, 1)))
-        generator = view_generator(self.seed, self.image_ids[position], view)
-        return augment(image, self.size, self.config, generator), int(self.labels[position])
+def resident(pixels: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """The pixels in the memory of a GPU, if they take less than half of what is free there; else as they are."""
+    if device.type != "cuda" or 2 * pixels.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return pixels
+    return torch.from_numpy(np.array(pixels)).to(device)
 
 
-class BalancedSampler(Sampler[tuple[int, int]]):
+class Batch(NamedTuple):
+    pixels: Tensor
+    """uint8 (B, 3, S, S)"""
+    labels: Tensor
+    """int64 (B,)"""
+    positions: np.ndarray
+    """Of the images in the table, (B,)."""
+    views: np.ndarray
+    """Their view ids, (B,)."""
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """Views of the images in `pixels`, uint8 (N, S, S, 3), by position in the table and view id."""
+
+    pixels: np.ndarray | Tensor
+    labels: np.ndarray
+    image_ids: Sequence[str]
+    size: int
+    seed: int
+    config: AugmentConfig
+    rare: frozenset[int] = frozenset()
+    """Classes that `config.rand_augment = "rare"` means."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where views are made, and stay."""
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """The views of `keys`, pairs (position, view id)."""
+        positions, ids = (np.array(column, dtype=np.int64) for column in zip(*keys, strict=True))
+        sources = self._sources(positions)
+        views = draw_views(self.seed, [self.image_ids[i] for i in positions], ids, sources.shape[1], self.config)
+        images = augment(sources, views, self.size)
+        if self.config.rand_augment != "off":
+            images = self._rand_augmented(images, self.labels[positions], views)
+        return Batch(images, torch.from_numpy(self.labels[positions]).to(images.device), positions, ids)
+
+    def _sources(self, positions: np.ndarray) -> Tensor:
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[torch.from_numpy(positions).to(self.pixels.device)].to(self.device)
+        return torch.from_numpy(self.pixels[positions]).to(self.device)
+
+    def _rand_augmented(self, images: Tensor, labels: np.ndarray, views: Views) -> Tensor:
+        from dspkd.data.rand_augment import rand_augment_batch
+
+        every = self.config.rand_augment == "all"
+        chosen = np.flatnonzero([every or int(label) in self.rare for label in labels])
+        return rand_augment_batch(images, chosen, views.extra, self.config.rand_augment_magnitude)
+
+
+class BalancedSampler:
     """One epoch of `(position, view)` pairs over the training part, fixed by (seed, epoch).
 
     An epoch has as many draws as the part has images. With balance 0 it is a permutation; otherwise class c is drawn
@@ -134,19 +260,32 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         return [drawn[i] for i in rng.permutation(total)]
 
 
-def make_loader(dataset: ViewDataset, sampler: BalancedSampler, *, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Batches of (uint8 (B, 3, S, S), int64 (B,)); the last incomplete batch is dropped, since batch norm
-    suffers from it.
+class ViewLoader:
+    """The batches of one epoch of `sampler`; the last incomplete one is dropped, since batch norm suffers from it,
+    unless it is the only one.
+
+    `workers` threads make batches ahead; with 0 each is made when it is asked for. The batches are the same.
     """
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=len(sampler) >= batch_size,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        # A generator of its own: the loader would take its seeds from the global one, which dropout draws from too, at
-        # moments that depend on the number of workers.
-        generator=torch.Generator(),
-    )
+
+    def __init__(self, views: TrainingViews, sampler: BalancedSampler, *, batch_size: int, workers: int = 0) -> None:
+        self.views, self.sampler, self.batch_size, self.workers = views, sampler, batch_size, workers
+
+    def __len__(self) -> int:
+        return max(1, len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = iter(self.sampler)
+        groups = (list(islice(order, self.batch_size)) for _ in range(len(self)))
+        if not self.workers:
+            yield from map(self.views.batch, groups)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: list[Future[Batch]] = [pool.submit(self.views.batch, keys) for keys in islice(groups, self.workers)]
+            try:
+                while ahead:
+                    ready = ahead.pop(0)
+                    ahead.extend(pool.submit(self.views.batch, keys) for keys in islice(groups, 1))
+                    yield ready.result()
+            finally:
+                for future in ahead:
+                    future.cancel()

@@ -41,9 +41,29 @@ class PreparedData:
     def part(self, name: str) -> np.ndarray:
         return indices(self.split, self.table, name)
 
-    def pixels(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
-        """uint8 (N, size, size, 3) of the whole table, in its order."""
-        return cached_pixels(self.table, size, interpolation, cache_dir=self.cache_dir, progress=reporter.progress)
+    def pixels(self, size: int, interpolation: str, positions: np.ndarray, reporter: Reporter) -> np.ndarray:
+        """uint8 (N, size, size, 3) in the table's order, with the images at `positions` as a model is judged on."""
+        return cached_pixels(
+            self.table, size, interpolation, positions=positions, cache_dir=self.cache_dir, progress=reporter.progress
+        )
+
+    def training_pixels(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
+        """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_size(size)`."""
+        return cached_pixels(
+            self.table,
+            training_size(size),
+            interpolation,
+            positions=self.part("train"),
+            for_training=True,
+            cache_dir=self.cache_dir,
+            progress=reporter.progress,
+        )
+
+    def decode(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
+        """Everything that a run at this size reads, once for all runs. Gives the pixels that judge."""
+        self.training_pixels(size, interpolation, reporter)
+        judging = np.concatenate([self.part("val"), self.part("test")])
+        return self.pixels(size, interpolation, judging, reporter)
 
     def groups(self, positions: np.ndarray) -> list[str]:
         return [self.table.samples[int(i)].group for i in positions]

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
+from dspkd.data.rand_augment import rare_classes
 from dspkd.data.split import save_split
-from dspkd.data.views import BalancedSampler, ViewDataset, make_loader
+from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
@@ -25,7 +26,7 @@ from dspkd.models import Architecture, check_takes, load_weights, pretrained_pre
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
-from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, training_size
+from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data
 from dspkd.train.reporter import Reporter
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import StageTask, method_context, predict_probabilities
@@ -158,8 +159,8 @@ class _Run:
         for warning in (*self.data.table.remarks, *self.data.split.warnings):
             self.reporter.message(f"warning: {warning}")
         model = self._initial_model(fresh=resumed is None)
-        self.train_pixels = self.data.pixels(training_size(config.size), self.preprocess.interpolation, self.reporter)
-        self.pixels = self.data.pixels(config.size, self.preprocess.interpolation, self.reporter)
+        self.pixels = self.data.decode(config.size, self.preprocess.interpolation, self.reporter)
+        self.train_pixels = self.data.training_pixels(config.size, self.preprocess.interpolation, self.reporter)
         # Only now: a start that fails on an image or on the model must not take the folder.
         if not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)
@@ -229,15 +230,18 @@ class _Run:
             torch.set_rng_state(resumed["rng"])
         train = self.data.part("train")
         sampler = BalancedSampler(train, self.data.table.labels, balance=config.data.balance, seed=config.seed)
-        dataset = ViewDataset(
-            self.train_pixels,
-            self.data.table.labels,
+        labels = self.data.table.labels
+        views = TrainingViews(
+            resident(self.train_pixels, fabric.device),
+            labels,
             self.data.image_ids(),
             size=config.size,
             seed=config.seed,
             config=config.augment,
+            rare=frozenset(rare_classes(labels[train]).tolist()),
+            device=fabric.device,
         )
-        loader = make_loader(dataset, sampler, batch_size=config.batch_size, workers=config.data.workers)
+        loader = ViewLoader(views, sampler, batch_size=config.batch_size, workers=config.data.workers)
         try:
             for epoch in range(self.position.epoch, stage.epochs):
                 sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
@@ -264,20 +268,19 @@ class _Run:
         totals: dict[str, torch.Tensor] = {}
         steps, seen, started = len(loader), 0, time.perf_counter()
         rate = 0.0
-        for step, (pixels, labels) in enumerate(loader):
+        for step, batch in enumerate(loader):
             rate = learning_rate(epoch * steps + step, steps, stage.epochs, stage.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            pixels, labels = pixels.to(self.fabric.device), labels.to(self.fabric.device)
             optimizer.zero_grad(set_to_none=True)
-            losses = task(pixels, labels, (epoch * steps + step) / (stage.epochs * steps))
+            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps))
             self.fabric.backward(losses["loss"])
             if stage.optimizer.gradient_clip is not None:
                 self.fabric.clip_gradients(task, optimizer, max_norm=stage.optimizer.gradient_clip)
             optimizer.step()
             for name, value in losses.items():
                 totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-            seen += len(labels)
+            seen += len(batch.labels)
             # Reading a loss waits for the device, so it is not done at every step.
             if step % 10 == 9 or step == steps - 1:
                 values = {name: float(total) / (step + 1) for name, total in totals.items()}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dspkd.config import AugmentConfig, DataConfig, OptimizerConfig
-from dspkd.data.views import BalancedSampler, ViewDataset, make_loader, pixels_to_tensor
+from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader, pixels_to_tensor
 from dspkd.distill import StepInputs
 from dspkd.distill.norm_kd import NormKD
 from dspkd.errors import CheckpointError, DspkdError, OutputError, UsageError
@@ -30,7 +30,7 @@ from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_by
 from dspkd.student import Student, is_student_dir, load_student, save_quantised, tool_versions
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
-from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, training_size
+from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data
 from dspkd.train.reporter import Reporter
 from dspkd.train.run import CONFIG_FILE
 from dspkd.train.schedule import learning_rate
@@ -42,6 +42,7 @@ __all__ = ["QatConfig", "quantisation_aware_stage"]
 
 LAST, BEST = Path("checkpoints/qat-last.pt"), Path("checkpoints/qat-best.pt")
 BATCH = 64
+FIRST = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,12 @@ class _Stage:
     ) -> None:
         self.config, self.student, self.teacher, self.data, self.reporter = config, student, teacher, data, reporter
         preprocess = student.card.preprocess
-        self.train_pixels = data.pixels(training_size(preprocess.size), preprocess.interpolation, reporter)
-        self.pixels = data.pixels(preprocess.size, preprocess.interpolation, reporter)
+        self.train_pixels = data.training_pixels(preprocess.size, preprocess.interpolation, reporter)
+        train = data.part("train")
+        # Images of the training part, without augmentation, for the first ranges.
+        self.first = train[np.linspace(0, len(train) - 1, min(FIRST, len(train))).astype(int)]
+        seen = np.concatenate([self.first, data.part("val"), data.part("test")])
+        self.pixels = data.pixels(preprocess.size, preprocess.interpolation, seen, reporter)
         deployed = deploy_module(student)
         deployed.gives_logits = True
         self.graph = fake_quantised(deployed, torch.zeros(2, 3, preprocess.size, preprocess.size))
@@ -173,7 +178,7 @@ class _Stage:
         sampler = BalancedSampler(
             train, self.data.table.labels, balance=float(recipe.get("data", {}).get("balance", 1.0)), seed=config.seed
         )
-        dataset = ViewDataset(
+        views = TrainingViews(
             self.train_pixels,
             self.data.table.labels,
             self.data.image_ids(),
@@ -181,7 +186,7 @@ class _Stage:
             seed=config.seed,
             config=AugmentConfig.model_validate(recipe.get("augment", {})),
         )
-        loader = make_loader(dataset, sampler, batch_size=config.batch_size, workers=config.workers)
+        loader = ViewLoader(views, sampler, batch_size=config.batch_size, workers=config.workers)
         for epoch in range(len(self.history), config.epochs):
             sampler.epoch = epoch
             # The last epoch sees the ranges that will be deployed.
@@ -192,12 +197,10 @@ class _Stage:
 
     @torch.no_grad()
     def _observe_first_ranges(self) -> None:
-        """Images of the training part, without augmentation, so that training begins with ranges that are right."""
-        positions = self.data.part("train")
-        chosen = positions[np.linspace(0, len(positions) - 1, min(256, len(positions))).astype(int)]
+        """So that training begins with ranges that are right."""
         observe_ranges(self.graph, True)
-        for start in range(0, len(chosen), BATCH):
-            self.graph(pixels_to_tensor(self.pixels[chosen[start : start + BATCH]]))
+        for start in range(0, len(self.first), BATCH):
+            self.graph(pixels_to_tensor(self.pixels[self.first[start : start + BATCH]]))
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         resumed = read_checkpoint(self.config.out / LAST)
@@ -210,7 +213,7 @@ class _Stage:
     def _train_epoch(self, epoch: int, loader: Any, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         config, steps = self.config, len(loader)
         totals: dict[str, float] = {}
-        for step, (pixels, labels) in enumerate(loader):
+        for step, (pixels, labels, *_) in enumerate(loader):
             rate = learning_rate(epoch * steps + step, steps, config.epochs, self.optimizer_config)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -1,7 +1,10 @@
 """The cache of decoded pixels, and decoding itself."""
 
+import errno
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dspkd.data import pixels as module
-from dspkd.data.pixels import cached_pixels, default_cache_dir
-from dspkd.data.sources import Sample, Table
-from dspkd.errors import DataError
+from dspkd.data.pixels import cached_pixels, default_cache_dir, pixel_cache
+from dspkd.data.sources import Sample, Table, read_table
+from dspkd.errors import DataError, OutputError
 from dspkd.preprocess import Preprocess, load_pixels, load_rgb
 
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (90, 90, 90)]
@@ -57,7 +60,7 @@ def test_the_cache_is_made_once_and_cannot_be_written(table, cache, monkeypatch)
     monkeypatch.setattr(module, "load_rgb", refuse)
     second = cached_pixels(table, 16, "bilinear", cache_dir=cache)
     np.testing.assert_array_equal(first, second)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.npy"))) == 1
     with pytest.raises(ValueError, match="read-only"):
         second[0] = 0
 
@@ -65,7 +68,7 @@ def test_the_cache_is_made_once_and_cannot_be_written(table, cache, monkeypatch)
 def test_settings_have_caches_of_their_own(table, cache):
     for size, interpolation in ((16, "bilinear"), (16, "bicubic"), (24, "bilinear")):
         cached_pixels(table, size, interpolation, cache_dir=cache)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.npy"))) == 3
 
 
 def test_a_changed_file_gives_a_new_cache(table, cache):
@@ -81,7 +84,7 @@ def test_a_changed_file_gives_a_new_cache(table, cache):
 
 
 @pytest.mark.parametrize("fault", ["truncated", "missing", "no picture"])
-def test_a_bad_picture_is_named_and_leaves_nothing_behind(table, cache, fault):
+def test_a_bad_picture_is_named(table, cache, fault):
     path = table.root / "bad.jpg"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
@@ -93,7 +96,112 @@ def test_a_bad_picture_is_named_and_leaves_nothing_behind(table, cache, fault):
     broken = Table(table.root, table.classes, (*table.samples, Sample("bad", path, 0, "bad")))
     with pytest.raises(DataError, match=r"bad\.jpg"):
         cached_pixels(broken, 16, "bilinear", cache_dir=cache)
-    assert list(cache.iterdir()) == []
+    # The others are there, and who does not need the bad one can go on.
+    good = cached_pixels(broken, 16, "bilinear", positions=[0, 1, 2, 3], cache_dir=cache)
+    assert [tuple(row[8, 8]) for row in good[:4]] == COLOURS
+    with pytest.raises(DataError, match=r"bad\.jpg"):
+        cached_pixels(broken, 16, "bilinear", cache_dir=cache)
+
+
+def test_only_what_is_asked_for_is_decoded(table, cache, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(module, "load_rgb", lambda path, **_: decoded.append(path.name) or load_rgb(path))
+    array = cached_pixels(table, 16, "bilinear", positions=[2, 0], cache_dir=cache)
+    assert sorted(decoded) == ["0.bmp", "2.bmp"]
+    assert [tuple(row[8, 8]) for row in array] == [COLOURS[0], (0, 0, 0), COLOURS[2], (0, 0, 0)]
+    assert [tuple(row[8, 8]) for row in cached_pixels(table, 16, "bilinear", cache_dir=cache)] == COLOURS
+    assert sorted(decoded) == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from dspkd.data import pixels
+from dspkd.data.sources import read_table
+
+pixels.BLOCK = 4
+real, count = pixels.load_rgb, 0
+
+def load(path, **how):
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), 9)
+    return real(path, **how)
+
+pixels.load_rgb = load
+pixels.cached_pixels(read_table(Path(sys.argv[1])), 16, "bilinear", cache_dir=Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """24 pictures in class folders, none like another."""
+    for k in range(24):
+        path = tmp_path / "data" / "AB"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (10 * k, 255 - 10 * k, 7)).save(path)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("at", [1, 14])
+def test_a_killed_process_is_gone_on_from(folders, cache, monkeypatch, at):
+    command = [sys.executable, "-c", KILLED, str(folders), str(cache), str(at)]
+    assert subprocess.run(command, check=False).returncode == -9
+    table = read_table(folders)
+    cache_of_table = pixel_cache(table, 16, "bilinear", cache_dir=cache)
+    there = 24 - len(cache_of_table.missing(np.arange(24)))
+    assert there == (0 if at == 1 else 12)
+    decoded = []
+    monkeypatch.setattr(module, "load_rgb", lambda path, **_: decoded.append(path) or load_rgb(path))
+    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    assert len(decoded) == 24 - there
+    for row, sample in zip(array, table.samples, strict=True):
+        assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
+
+
+def test_two_processes_share_the_work(folders, cache):
+    command = [sys.executable, "-c", KILLED, str(folders), str(cache), "-1"]
+    first, second = (subprocess.Popen(command) for _ in range(2))
+    assert first.wait(60) == second.wait(60) == 0
+    table = read_table(folders)
+    array = pixel_cache(table, 16, "bilinear", cache_dir=cache).open()
+    for row, sample in zip(array, table.samples, strict=True):
+        assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
+
+
+@pytest.mark.parametrize("damage", ["shorter pixels", "shorter marks", "no pixels"])
+def test_a_damaged_cache_is_refused(table, cache, damage):
+    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    (path,) = cache.glob("*.npy")
+    if damage == "no pixels":
+        path.unlink()
+    else:
+        victim = path if damage == "shorter pixels" else path.with_suffix(".done")
+        victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"pixel cache .* is damaged"):
+        cached_pixels(table, 16, "bilinear", cache_dir=cache)
+
+
+def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left"):
+        cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    assert not list(cache.glob("*.npy"))
+
+
+def test_large_jpegs_for_training_are_decoded_smaller(tmp_path, cache):
+    """Within a few levels of the whole picture, and in a cache of their own."""
+    ramp = np.linspace(20, 230, 640)[None, :, None] * np.array([1.0, 0.8, 0.5])
+    Image.fromarray(np.broadcast_to(ramp, (480, 640, 3)).astype(np.uint8)).save(tmp_path / "x.jpg", quality=92)
+    table = Table(tmp_path, ("A",), (Sample("x", tmp_path / "x.jpg", 0, "x"),))
+    exact = cached_pixels(table, 48, "bilinear", cache_dir=cache)
+    fast = cached_pixels(table, 48, "bilinear", for_training=True, cache_dir=cache)
+    assert load_rgb(tmp_path / "x.jpg", at_least=96).size == (160, 120)
+    assert np.abs(exact.astype(int) - fast).max() <= 4 and not np.array_equal(exact, fast)
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):

@@ -1,15 +1,29 @@
 """Views are functions of (seed, image, view); the sampler is one of (seed, epoch)."""
 
+import hashlib
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dspkd.config import AugmentConfig
-from dspkd.data.views import BalancedSampler, ViewDataset, augment, make_loader, pixels_to_tensor, view_generator
+from dspkd.data import views as module
+from dspkd.data.rand_augment import OPERATIONS, rand_augment, rare_classes
+from dspkd.data.views import (
+    BalancedSampler,
+    TrainingViews,
+    ViewLoader,
+    augment,
+    draw_views,
+    pixels_to_tensor,
+    view_numbers,
+)
 
 OFF = AugmentConfig(flips=False, right_angles=False, crop_scale=1.0, color_jitter=0.0)
 
@@ -22,37 +36,59 @@ def pixels():
 LABELS = np.array([0] * 8 + [1] * 3 + [2])
 
 
-def dataset(pixels, *, seed=0, config=None):
+def source(pixels, *, seed=0, config=None, **more):
     ids = [f"image{i}" for i in range(len(pixels))]
-    return ViewDataset(pixels, LABELS, ids, size=32, seed=seed, config=config or AugmentConfig())
+    return TrainingViews(pixels, LABELS, ids, size=32, seed=seed, config=config or AugmentConfig(), **more)
+
+
+def one(pixels, position, view, **more):
+    """uint8 (3, 32, 32)"""
+    return source(pixels, **more).batch([(position, view)]).pixels[0]
+
+
+def views_of(image, size, config, count):
+    """uint8 (count, 3, size, size): views 0, 1, ... of one picture (S, S, 3)."""
+    many = np.repeat(image[None], count, axis=0)
+    drawn = draw_views(0, ["a"] * count, range(count), image.shape[0], config)
+    return augment(torch.from_numpy(many), drawn, size)
 
 
 def test_same_key_same_bits(pixels):
-    first, second = dataset(pixels)[3, 7], dataset(pixels.copy())[3, 7]
-    assert torch.equal(first[0], second[0]) and first[1] == second[1] == 0
-    assert first[0].shape == (3, 32, 32) and first[0].dtype == torch.uint8
+    first, second = one(pixels, 3, 7), one(pixels.copy(), 3, 7)
+    assert torch.equal(first, second)
+    assert first.shape == (3, 32, 32) and first.dtype == torch.uint8
+
+
+def test_a_view_does_not_depend_on_its_batch(pixels):
+    keys = [(position, view) for position in range(12) for view in range(9)]
+    together = source(pixels).batch(keys)
+    assert together.labels.tolist() == [LABELS[position] for position, _ in keys]
+    assert list(zip(together.positions, together.views, strict=True)) == keys
+    for (position, view), image in zip(keys, together.pixels, strict=True):
+        assert torch.equal(image, one(pixels, position, view))
 
 
 def test_torchs_global_generator_has_no_part_in_it(pixels):
+    config = AugmentConfig(rand_augment="all")
     torch.manual_seed(1)
-    first = dataset(pixels)[3, 7][0]
+    first = one(pixels, 3, 7, config=config)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert torch.equal(dataset(pixels)[3, 7][0], first)
+    assert torch.equal(one(pixels, 3, 7, config=config), first)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_seed_image_or_view_is_another_view(pixels):
     same = np.repeat(pixels[:1], 12, axis=0)  # one picture under twelve ids
-    base = dataset(same)[0, 0][0]
-    for other in (dataset(same)[0, 1][0], dataset(same)[1, 0][0], dataset(same, seed=1)[0, 0][0]):
+    base = one(same, 0, 0)
+    for other in (one(same, 0, 1), one(same, 1, 0), one(same, 0, 0, seed=1)):
         assert not torch.equal(base, other)
 
 
-def test_generators_do_not_run_into_each_other():
+def test_numbers_do_not_run_into_each_other():
     # Ids of class folders hold slashes and digits, which a careless joining would confuse with the view.
     draws = {
-        torch.rand(4, generator=view_generator(seed, image, view)).numpy().tobytes()
+        view_numbers(seed, image, view).tobytes()
         for seed in range(3)
         for image in ("a", "a/1", "1")
         for view in range(30)
@@ -60,31 +96,91 @@ def test_generators_do_not_run_into_each_other():
     assert len(draws) == 3 * 3 * 30
 
 
+def test_numbers_are_the_same_on_every_machine():
+    """Of BLAKE2b, by hand: hashlib.blake2b(b"7/lesion/5", digest_size=64, salt=b"\\0"), first eight bytes."""
+    digest = hashlib.blake2b(b"7/lesion/5", digest_size=64, salt=bytes(1)).digest()
+    expected = (int.from_bytes(digest[:8], "little") >> 11) / 2**53
+    assert view_numbers(7, "lesion", 5)[0] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), image=st.text(max_size=40), view=st.integers(0, 2**40))
+def test_numbers_lie_in_the_unit_interval(seed, image, view):
+    numbers = view_numbers(seed, image, view)
+    assert numbers.shape == (16,) and (numbers >= 0).all() and (numbers < 1).all()
+    assert (numbers == view_numbers(seed, image, view)).all()
+
+
+def test_numbers_are_uniform():
+    numbers = np.stack([view_numbers(0, "a", view) for view in range(4000)])
+    assert abs(numbers.mean(0) - 0.5).max() < 5 * (1 / 12 / 4000) ** 0.5
+    assert abs(np.corrcoef(numbers.T) - np.eye(16)).max() < 5 / 4000**0.5
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(1, 300),
+    scale=st.floats(0.01, 1.0),
+    jitter=st.floats(0.0, 0.99),
+    view=st.integers(0, 1000),
+)
+def test_every_crop_lies_inside(size, scale, jitter, view):
+    config = AugmentConfig(crop_scale=scale, color_jitter=jitter)
+    drawn = draw_views(0, ["a"], [view], size, config)
+    assert 1 <= drawn.side[0] <= size
+    assert 0 <= drawn.top[0] <= size - drawn.side[0] and 0 <= drawn.left[0] <= size - drawn.side[0]
+    assert drawn.side[0] ** 2 >= (size * size * scale) * (1 - 1 / max(1, drawn.side[0])) ** 2 - 1
+    for factor in (drawn.brightness, drawn.contrast, drawn.saturation):
+        assert abs(factor[0] - 1) <= jitter + 1e-6
+
+
 def test_switching_one_augmentation_off_leaves_the_others(pixels):
-    image = torch.from_numpy(pixels[0].transpose(2, 0, 1).copy())
-    for view in range(8):
-        with_colour, without = (
-            augment(image, 32, AugmentConfig(color_jitter=jitter), view_generator(0, "a", view))
-            for jitter in (0.15, 0.0)
-        )
-        same_geometry = np.corrcoef(with_colour.numpy().ravel(), without.numpy().ravel())[0, 1]
-        assert same_geometry > 0.97
+    on, off = (draw_views(0, ["a"] * 8, range(8), 40, AugmentConfig(color_jitter=jitter)) for jitter in (0.15, 0.0))
+    for name in ("top", "left", "side", "flip", "turns", "extra"):
+        assert (getattr(on, name) == getattr(off, name)).all()
+    assert (off.contrast == 1).all() and (on.contrast != 1).all()
 
 
 def test_off_is_a_plain_resize(pixels):
     image = torch.from_numpy(pixels[0].transpose(2, 0, 1).copy())
     plain = transforms.resize(image, [32, 32], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    for view in range(5):
-        assert torch.equal(augment(image, 32, OFF, view_generator(0, "a", view)), plain)
-        assert torch.equal(augment(image, 40, OFF, view_generator(0, "a", view)), image)
+    assert all(torch.equal(view, plain) for view in views_of(pixels[0], 32, OFF, 5))
+    assert all(torch.equal(view, image) for view in views_of(pixels[0], 40, OFF, 5))
+
+
+def test_the_batch_is_what_torchvision_makes_of_each_picture(pixels):
+    """Its colour steps on floats, since on bytes it rounds down after each of them."""
+    config = AugmentConfig(color_jitter=0.3)
+    drawn = draw_views(3, ["a"] * 12, range(12), 40, config)
+    batch = augment(torch.from_numpy(pixels), drawn, 32)
+    for i, picture in enumerate(pixels):
+        image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+        side = int(drawn.side[i])
+        image = transforms.resized_crop(
+            image, int(drawn.top[i]), int(drawn.left[i]), side, side, [32, 32], antialias=True
+        )
+        image = torch.rot90(image.flip(-1) if drawn.flip[i] else image, int(drawn.turns[i]), dims=(-2, -1))
+        image = transforms.adjust_brightness(image.float() / 255, float(drawn.brightness[i]))
+        image = transforms.adjust_contrast(image, float(drawn.contrast[i]))
+        image = transforms.adjust_saturation(image, float(drawn.saturation[i]))
+        assert (batch[i] - 255 * image).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("size", [20, 32, 40, 55])
+def test_the_way_for_gpus_gives_the_same_pixels(pixels, size):
+    drawn = draw_views(3, ["a"] * 12, range(12), 40, AugmentConfig(crop_scale=0.2))
+    sources = torch.from_numpy(pixels)
+    plain, matrices = module._cut_on_cpu(sources, drawn, size), module._cut_by_matrices(sources, drawn, size)
+    assert plain.shape == matrices.shape == (12, 3, size, size)
+    assert (plain.int() - matrices.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("name", "expected"), [("flips", 2), ("right_angles", 4), ("both", 8)])
 def test_the_right_symmetries_and_no_others(name, expected):
     """An asymmetric picture without crop and colour: exactly the symmetries of a square turn up."""
-    image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
+    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
     config = OFF.model_copy(update=dict.fromkeys(("flips", "right_angles") if name == "both" else (name,), True))
-    views = {augment(image, 16, config, view_generator(0, "a", view)).numpy().tobytes() for view in range(200)}
+    views = {view.numpy().tobytes() for view in views_of(image.permute(1, 2, 0).numpy(), 8, config, 200)}
     symmetries = {
         torch.rot90(flipped, turns, dims=(-2, -1)).numpy().tobytes()
         for flipped in (image, image.flip(-1))
@@ -95,18 +191,15 @@ def test_the_right_symmetries_and_no_others(name, expected):
 
 def test_crops_keep_at_least_the_configured_area():
     """On a ramp the span of values is the width of the crop."""
-    ramp = torch.arange(0, 240, dtype=torch.uint8).repeat(3, 240, 1)
-    config = OFF.model_copy(update={"crop_scale": 0.25})
-    spans = []
-    for view in range(300):
-        row = augment(ramp, 240, config, view_generator(0, "a", view))[0, 120].float()
-        spans.append(float(row[-1] - row[0]) / 239)
-    assert 0.48 <= min(spans) < 0.55 and 0.95 < max(spans) <= 1.0
+    ramp = np.broadcast_to(np.arange(240, dtype=np.uint8)[None, :, None], (240, 240, 3))
+    rows = views_of(ramp, 240, OFF.model_copy(update={"crop_scale": 0.25}), 300)[:, 0, 120].float()
+    spans = (rows[:, -1] - rows[:, 0]) / 239
+    assert 0.48 <= float(spans.min()) < 0.55 and 0.95 < float(spans.max()) <= 1.0
 
 
 def batches(pixels, workers):
     sampler = BalancedSampler(np.arange(12), LABELS, balance=1.0, seed=5)
-    loader = make_loader(dataset(pixels), sampler, batch_size=4, workers=workers)
+    loader = ViewLoader(source(pixels), sampler, batch_size=4, workers=workers)
     out = []
     for epoch in range(2):
         sampler.epoch = epoch
@@ -114,17 +207,79 @@ def batches(pixels, workers):
     return out
 
 
-def test_the_number_of_workers_does_not_matter(pixels):
-    alone, two = batches(pixels, 0), batches(pixels, 2)
-    assert len(alone) == len(two) == 6
-    for (images, labels), (other_images, other_labels) in zip(alone, two, strict=True):
-        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_does_not_matter(pixels, workers):
+    alone, others = batches(pixels, 0), batches(pixels, workers)
+    assert len(alone) == len(others) == 6
+    for batch, other in zip(alone, others, strict=True):
+        assert torch.equal(batch.pixels, other.pixels) and torch.equal(batch.labels, other.labels)
+        assert (batch.positions == other.positions).all() and (batch.views == other.views).all()
+
+
+def test_an_epoch_that_is_left_early_ends_its_workers(pixels):
+    sampler = BalancedSampler(np.arange(12), LABELS, balance=1.0, seed=5)
+    before = threading.active_count()
+    for _ in ViewLoader(source(pixels), sampler, batch_size=4, workers=2):
+        break
+    assert threading.active_count() == before
 
 
 def test_the_last_incomplete_batch_is_dropped_unless_it_is_the_only_one(pixels):
     sampler = BalancedSampler(np.arange(12), LABELS, balance=0.0, seed=0)
-    assert [len(y) for _, y in make_loader(dataset(pixels), sampler, batch_size=5, workers=0)] == [5, 5]
-    assert [len(y) for _, y in make_loader(dataset(pixels), sampler, batch_size=50, workers=0)] == [12]
+    for batch_size, expected in ((5, [5, 5]), (50, [12])):
+        loader = ViewLoader(source(pixels), sampler, batch_size=batch_size)
+        assert [len(batch.labels) for batch in loader] == expected and len(loader) == len(expected)
+
+
+# RandAugment --------------------------------------------------------------------------------------
+
+
+def test_the_papers_fourteen_operations():
+    assert len(OPERATIONS) == 14
+    image = torch.from_numpy(np.random.default_rng(0).integers(30, 200, (3, 32, 32), dtype=np.uint8))
+    for name, operation in OPERATIONS.items():
+        changed = operation(image, 0.5)
+        assert changed.shape == image.shape and changed.dtype == torch.uint8
+        assert torch.equal(changed, image) == (name == "identity"), name
+        if name not in ("auto_contrast", "equalize", "identity", "posterize", "solarize"):
+            assert not torch.equal(operation(image, -0.5), changed), name
+
+
+def test_one_to_three_operations(monkeypatch):
+    calls = []
+    for name in list(OPERATIONS):
+        monkeypatch.setitem(OPERATIONS, name, lambda image, m, name=name: calls.append((name, m)) or image)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    counts, seen, strengths = Counter(), set(), []
+    for view in range(600):
+        calls.clear()
+        rand_augment(image, view_numbers(0, "a", view)[8:15], 0.3)
+        counts[len(calls)] += 1
+        seen |= {name for name, _ in calls}
+        strengths += [m for _, m in calls]
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 150
+    assert seen == set(OPERATIONS)
+    assert -0.3 <= min(strengths) < -0.28 and 0.28 < max(strengths) <= 0.3
+
+
+def test_a_shifted_picture_has_no_black_edge():
+    image = torch.full((3, 20, 20), 90, dtype=torch.uint8)
+    for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
+        assert int(OPERATIONS[name](image, 0.9).min()) == 90, name
+
+
+def test_only_rare_classes_get_it(pixels):
+    rare = rare_classes(LABELS)
+    assert rare.tolist() == [1, 2]
+    keys = [(position, 0) for position in range(12)]
+    plain = source(pixels).batch(keys).pixels
+    config = AugmentConfig(rand_augment="rare", rand_augment_magnitude=1.0)
+    changed = source(pixels, config=config, rare=frozenset(rare.tolist())).batch(keys).pixels
+    differs = [not torch.equal(a, b) for a, b in zip(plain, changed, strict=True)]
+    assert not any(differs[:8]) and sum(differs[8:]) >= 3
+
+
+# The sampler --------------------------------------------------------------------------------------
 
 
 def draw(*, balance, seed=0, epoch=0, positions=None, labels=LABELS):
