@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 import dspkd
-from dspkd.cli import comparing, data, doctor, measuring, sharing, training, using
+from dspkd.cli import comparing, data, doctor, measuring, preparing, sharing, training, using
 from dspkd.errors import DspkdError
 
 __all__ = ["app", "main"]
@@ -66,10 +66,11 @@ for _name, _verb in _VERBS.items():
 
 _DATA_VERBS: dict[str, Callable[..., None]] = {
     "check": data.check,
+    "prepare": preparing.prepare,
 }
 for _name, _verb in _DATA_VERBS.items():
     data.app.command(_name, help=_reflowed(_verb.__doc__ or ""))(_verb)
-app.add_typer(data.app, name="data", help="Look at a data set before anything is trained on it.")
+app.add_typer(data.app, name="data", help="Look at a data set, and decode it, before anything is trained on it.")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ VERBS = (
     "report",
     "doctor",
     "data check",
+    "data prepare",
 )
 
 

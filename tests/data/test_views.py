@@ -150,8 +150,9 @@ def test_off_is_a_plain_resize(pixels):
 
 def test_the_batch_is_what_torchvision_makes_of_each_picture(pixels):
     """Its colour steps on floats, since on bytes it rounds down after each of them."""
-    config = AugmentConfig(color_jitter=0.3)
-    drawn = draw_views(3, ["a"] * 12, range(12), 40, config)
+    drawn = draw_views(3, ["a"] * 12, range(12), 40, AugmentConfig(color_jitter=0.2))
+    # Nothing is clipped on the way: torchvision would do so after each step.
+    pixels = 100 + pixels // 5
     batch = augment(torch.from_numpy(pixels), drawn, 32)
     for i, picture in enumerate(pixels):
         image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
@@ -170,9 +171,19 @@ def test_the_batch_is_what_torchvision_makes_of_each_picture(pixels):
 def test_the_way_for_gpus_gives_the_same_pixels(pixels, size):
     drawn = draw_views(3, ["a"] * 12, range(12), 40, AugmentConfig(crop_scale=0.2))
     sources = torch.from_numpy(pixels)
-    plain, matrices = module._cut_on_cpu(sources, drawn, size), module._cut_by_matrices(sources, drawn, size)
+    plain = module._cut_and_turned(sources, drawn, size)
+    matrices = module._turned(module._cut_by_matrices(sources, drawn, size), drawn)
     assert plain.shape == matrices.shape == (12, 3, size, size)
     assert (plain.int() - matrices.int()).abs().max() <= 1
+
+
+def test_colours_end_at_black_and_white():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4] = 255
+    views = views_of(image, 8, OFF.model_copy(update={"color_jitter": 0.9}), 40)
+    assert int(views.min()) == 0 and int(views.max()) == 255
+    # Grey stays grey, and what was brighter stays brighter.
+    assert (views[:, 0] == views[:, 1]).all() and (views[:, :, 0] >= views[:, :, 7]).all()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("flips", 2), ("right_angles", 4), ("both", 8)])
