@@ -1,12 +1,14 @@
 """Images per second: decoding once, and an epoch of training views, beside the usual ways.
 
-python benchmarks/data_throughput.py DATA [--size 224] [--images 1500] [--rounds 3]
+python benchmarks/data_throughput.py DATA [--size 224] [--images 1500] [--rounds 3] [--enlarge PIXELS]
 
 Decoding: the usual loop opens, converts and resizes one picture after the other with Pillow; `prepare` is what a run
 does for training pixels, at the same side. Epoch: torchvision's ImageFolder behind a DataLoader with a worker for each
 core and transforms of torchvision.v2; ours are views from the cache with a thread for each core. Both crop, resize,
 mirror, turn and change colour in the same ranges and end in a batch of bytes. Ways take turns, the first round is not
-counted, files were read before. Medians, and the smallest and largest round. Prints Markdown.
+counted, files were read before. Medians, and the smallest and largest round. --enlarge makes JPEGs of that side from
+the images first, where only small ones are at hand: cameras and the ISIC archive give 1024 pixels and more. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import read_table
 from dspkd.data.table import Table
 from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader
+from dspkd.preprocess import load_rgb, resize_square
 from dspkd.train.prepare import training_size
 from dspkd_bench.environment import describe_environment
 
@@ -89,6 +92,16 @@ def as_class_folders(table: Table, folder: Path) -> Path:
     return folder
 
 
+def enlarged(table: Table, side: int, folder: Path) -> Table:
+    samples = []
+    for sample in table.samples:
+        path = folder / f"{sample.image_id}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(resize_square(load_rgb(sample.path), side, "bicubic")).save(path, quality=90)
+        samples.append(replace(sample, path=path))
+    return replace(table, samples=tuple(samples))
+
+
 def in_turns(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
@@ -100,16 +113,17 @@ def in_turns(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[
     return rates
 
 
-def main(data: Path, size: int, images: int, rounds: int) -> None:
+def main(data: Path, size: int, images: int, rounds: int, enlarge: int | None) -> None:
     torch.set_num_threads(1)
     table, config = read_table(data), AugmentConfig()
     chosen = np.linspace(0, len(table) - 1, min(images, len(table))).astype(int)
     table = replace(table, samples=tuple(table.samples[int(i)] for i in chosen))
-    sizes = [Image.open(sample.path).size for sample in table.samples]
-    pixels = np.median([w * h for w, h in sizes]) / 1e6
     side, machine = training_size(size), describe_environment(1)
-    print(f"{len(table)} images of {pixels:.2f} megapixels (median), {size} px, {machine['cpu']}, {CORES} cores\n")
     with tempfile.TemporaryDirectory() as temporary:
+        if enlarge is not None:
+            table = enlarged(table, enlarge, Path(temporary) / "enlarged")
+        pixels = np.median([np.prod(Image.open(sample.path).size) for sample in table.samples]) / 1e6
+        print(f"{len(table)} images of {pixels:.2f} megapixels (median), {size} px, {machine['cpu']}, {CORES} cores\n")
         folder = as_class_folders(table, Path(temporary) / "folders")
         decoding = {
             f"Pillow, one after the other, {side} px": lambda: usual_decoding(table, side),
@@ -137,4 +151,5 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--enlarge", type=int)
     main(*vars(parser.parse_args()).values())

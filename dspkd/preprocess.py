@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from dspkd.errors import DataError
@@ -60,7 +60,9 @@ def load_rgb(path: Path, *, at_least: int | None = None) -> Image.Image:
             if at_least is not None:
                 opened.draft(None, (at_least, at_least))
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
+            # exif_transpose copies the picture also where nothing is to be turned.
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(opened) if turned else opened
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
@@ -78,16 +80,33 @@ def load_rgb(path: Path, *, at_least: int | None = None) -> Image.Image:
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def resize_square(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
     """Steps 2 and 3. Returns uint8 (size, size, 3)."""
+    # Not resize(box=...): there the filter reaches for pixels outside the square.
+    square = image.crop(_centre(image)) if image.width != image.height else image
+    return np.asarray(square.resize((size, size), _RESAMPLE[interpolation]), dtype=np.uint8)
+
+
+def resize_square_quickly(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
+    """As `resize_square`, within a level of it, with PyTorch's resampler, which uses the processor's wide registers.
+    For training pixels only: it is not the same on every machine.
+    """
+    import torch
+    from torch.nn import functional
+
+    left, top, right, bottom = _centre(image)
+    square = torch.from_numpy(np.asarray(image)[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
+    resized = functional.interpolate(square, (size, size), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _centre(image: Image.Image) -> tuple[int, int, int, int]:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Not resize(box=...): there the filter reaches for pixels outside the square.
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), _RESAMPLE[interpolation]), dtype=np.uint8)
+    return left, top, left + side, top + side
 
 
 def load_pixels(path: Path, preprocess: Preprocess) -> np.ndarray:

@@ -21,18 +21,18 @@ from dspkd.data.table import Table
 from dspkd.errors import DataError, OutputError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
 from dspkd.npz_images import picture_file
-from dspkd.preprocess import Preprocess, load_rgb, resize_square
+from dspkd.preprocess import Preprocess, load_rgb, resize_square, resize_square_quickly
 
 __all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "pixel_cache"]
 
 Progress = Callable[[int, int, str], None]
 # Counted up when `dspkd.preprocess` comes to give other pixels for the same file.
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 # Pixels are on the disk before they are said to be there, so many images at a time.
 BLOCK = 256
-# A JPEG for training is decoded at the smallest of its sizes (1, 1/2, 1/4, 1/8) that still has twice the pixels that
-# are wanted: the resizing after it then decides what they look like.
-TRAINING_REDUCTION = 2
+# A JPEG for training is decoded at the smallest of its sizes (1, 1/2, 1/4, 1/8) that is still so much larger than what
+# is wanted: the resizing after it then decides what the pixels look like.
+TRAINING_REDUCTION = 1.5
 
 
 def default_cache_dir() -> Path:
@@ -111,9 +111,15 @@ class PixelCache:
     def _decode(self, positions: np.ndarray, progress: Progress | None) -> None:
         pixels = np.lib.format.open_memmap(self.path, mode="r+")
         marks = np.memmap(self.done_path, dtype=np.uint8, mode="r+")
+
+        def store(there: list[int]) -> None:
+            pixels.flush()
+            marks[there] = 1
+            marks.flush()
+
         # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
         # processes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(positions), BLOCK):
                 block = positions[start : start + BLOCK]
                 futures = [pool.submit(self._decode_one, pixels, int(i)) for i in block]
@@ -126,16 +132,19 @@ class PixelCache:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
                 finally:
+                    # Reaches the disk while the next block is decoded.
                     there = [i for i, f in zip(block, futures, strict=True) if _succeeded(f)]
-                    pixels.flush()
-                    marks[there] = 1
-                    marks.flush()
+                    stored = disk.submit(store, there)
+            stored.result()
 
     def _decode_one(self, pixels: np.ndarray, index: int) -> None:
         sample = self.table.samples[index]
-        at_least = TRAINING_REDUCTION * self.size if self.for_training else None
         try:
-            pixels[index] = resize_square(load_rgb(sample.path, at_least=at_least), self.size, self.interpolation)
+            if self.for_training:
+                image = load_rgb(sample.path, at_least=int(TRAINING_REDUCTION * self.size))
+                pixels[index] = resize_square_quickly(image, self.size, self.interpolation)
+            else:
+                pixels[index] = resize_square(load_rgb(sample.path), self.size, self.interpolation)
         except DataError as error:
             if sample.listed is None:
                 raise
@@ -151,8 +160,8 @@ def pixel_cache(
 ) -> PixelCache:
     """The cache that belongs to these images and settings; nothing is decoded yet.
 
-    `for_training` lets large JPEGs be decoded at a reduced size, which is several times faster and moves a pixel by a
-    few levels. What judges a model is decoded as `dspkd.preprocess` says.
+    `for_training` takes quicker ways (large JPEGs decoded at a reduced size, another resampler), which move a pixel by
+    a few levels. What judges a model is decoded as `dspkd.preprocess` says.
     """
     folder = ensure_dir(cache_dir or default_cache_dir())
     name = f"{'training' if for_training else 'pixels'}-{size}-{interpolation}"

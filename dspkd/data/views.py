@@ -8,7 +8,7 @@ follow for a whole batch at once, on the batch's device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -68,7 +68,7 @@ class Views:
     extra: np.ndarray
 
 
-def draw_views(seed: int, image_ids: Sequence[str], views: Sequence[int], source: int, config: AugmentConfig) -> Views:
+def draw_views(seed: int, image_ids: Sequence[str], views: Iterable[int], source: int, config: AugmentConfig) -> Views:
     """The random part of views of square sources with `source` pixels a side."""
     numbers = np.stack([view_numbers(seed, image, view) for image, view in zip(image_ids, views, strict=True)])
     # Every number has its place whether or not it is used, so that switching one augmentation off leaves the others as

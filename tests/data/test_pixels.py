@@ -151,7 +151,8 @@ def test_a_killed_process_is_gone_on_from(folders, cache, monkeypatch, at):
     table = read_table(folders)
     cache_of_table = pixel_cache(table, 16, "bilinear", cache_dir=cache)
     there = 24 - len(cache_of_table.missing(np.arange(24)))
-    assert there == (0 if at == 1 else 12)
+    # Whole blocks; the last finished one may not have reached the disk.
+    assert there in ({0} if at == 1 else {8, 12})
     decoded = []
     monkeypatch.setattr(module, "load_rgb", lambda path, **_: decoded.append(path) or load_rgb(path))
     array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
@@ -284,7 +285,9 @@ def test_cmyk(tmp_path):
 
 def test_whatever_a_decoder_raises_becomes_a_data_error(tmp_path, monkeypatch):
     """A byte flipped in EXIF ends in struct.error deep inside Pillow."""
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png", exif=exif)
 
     def broken(_image):
         raise struct.error("required argument is not an integer")
