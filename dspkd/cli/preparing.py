@@ -28,8 +28,9 @@ def prepare(
     """Decode and resize the images once, for all later runs at this size.
 
     Runs do it by themselves when they start; this does it beforehand, on a machine without the GPU that would wait.
-    Images of the training part get a quarter more pixels, from which views are cut, and large JPEGs among them are
-    decoded at a reduced size. Writes into $DSPKD_CACHE or the user's cache folder. May be interrupted and given again.
+    Needs the images, in any of the layouts that the README lists. Those of the training part get a quarter more pixels,
+    from which views are cut, and large JPEGs among them are decoded at a reduced size. Writes into $DSPKD_CACHE or the
+    user's cache folder. May be interrupted and given again.
     """
     from dspkd.config import DataConfig
     from dspkd.data.pixels import default_cache_dir, pixel_cache
