@@ -85,3 +85,11 @@ def tiny_artifacts(tiny_data, tiny_student, tmp_path_factory):
     images = validation_images(load_student(tiny_student), None, Reporter())
     made = export_student(tiny_student, targets=["onnx", "executorch"], precisions=["fp32"], out=out, images=images)
     return {artifact.card.target: artifact.path for artifact in made}
+
+
+# They take long. Two processes share the files, and one that is begun last would keep one of them waiting.
+LONG = ("test_precisions", "test_qat", "test_readme", "test_demo", "test_run", "test_processes", "test_remote")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)

@@ -74,7 +74,7 @@ def test_same_seed_same_weights_and_other_seed_other_weights(tiny_data, tmp_path
         assert_same_weights(tmp_path / "a", tmp_path / "c")
 
 
-@pytest.mark.parametrize(("stage", "workers"), [(0, 0), (0, 2), (1, 0), (1, 2)])
+@pytest.mark.parametrize(("stage", "workers"), [(0, 2), (1, 0)])
 def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_student, tmp_path, stage, workers):
     """SIGKILL at an unforeseen moment of the given stage; the resumed run reaches the same weights bit for bit."""
     out = tmp_path / "run"
