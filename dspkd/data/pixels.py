@@ -66,12 +66,12 @@ class PixelCache:
         Of several processes one fills and the others wait for it. Raises DataError naming the first image that cannot
         be decoded (the others stay), OutputError if the disk is full.
         """
-        if not len(self.missing(positions)):
+        if not len(self.missing(positions)) and self.path.is_file():
             return 0
         with FileLock(self.path.with_suffix(".lock")):
+            self._make_files()
             missing = self.missing(positions)
             if len(missing):
-                self._make_file()
                 self._decode(missing, progress)
         return len(missing)
 
@@ -95,18 +95,18 @@ class PixelCache:
         except (OSError, ValueError):
             return False
 
-    def _make_file(self) -> None:
-        if self.path.is_file():
-            return
-        with atomic_file(self.path) as temporary:
-            shape = (len(self.table), self.size, self.size, 3)
-            np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            if hasattr(os, "posix_fallocate"):
-                # Takes the space now: a full disk is an error here, and a crash when it is met through the memory map.
-                with temporary.open("rb+") as f:
-                    os.posix_fallocate(f.fileno(), 0, temporary.stat().st_size)
-        with atomic_file(self.done_path) as temporary:
-            temporary.write_bytes(bytes(len(self.table)))
+    def _make_files(self) -> None:
+        if not self.path.is_file():
+            with atomic_file(self.path) as temporary:
+                shape = (len(self.table), self.size, self.size, 3)
+                np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+                if hasattr(os, "posix_fallocate"):
+                    # Takes the space now: a full disk is an error here, and a crash when it is met through the map.
+                    with temporary.open("rb+") as f:
+                        os.posix_fallocate(f.fileno(), 0, temporary.stat().st_size)
+        if not self.done_path.is_file():
+            with atomic_file(self.done_path) as temporary:
+                temporary.write_bytes(bytes(len(self.table)))
 
     def _decode(self, positions: np.ndarray, progress: Progress | None) -> None:
         pixels = np.lib.format.open_memmap(self.path, mode="r+")

@@ -161,6 +161,17 @@ def test_a_killed_process_is_gone_on_from(folders, cache, monkeypatch, at):
         assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
 
 
+def test_a_kill_between_the_two_files_costs_a_decoding(table, cache):
+    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    (marks,) = cache.glob("*.done")
+    marks.unlink()
+    assert [tuple(row[8, 8]) for row in cached_pixels(table, 16, "bilinear", cache_dir=cache)] == COLOURS
+
+
+def test_nothing_asked_for_is_nothing_decoded(table, cache):
+    assert not cached_pixels(table, 16, "bilinear", positions=[], cache_dir=cache).any()
+
+
 def test_two_processes_share_the_work(folders, cache):
     command = [sys.executable, "-c", KILLED, str(folders), str(cache), "-1"]
     first, second = (subprocess.Popen(command) for _ in range(2))
