@@ -27,8 +27,9 @@ demo: venv
 	$(BIN)/dspkd demo --out demo --resume
 
 # Two processes with one thread each finish sooner than one process with two threads: the networks of the tests are tiny.
+# Files in the order of tests/conftest.py, which has the long ones first.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not shared"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not shared"
 
 test-shared: venv
 	$(BIN)/python -m pytest -m shared

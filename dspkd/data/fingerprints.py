@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from dspkd.data.near_duplicates import THUMBNAIL, find_near_duplicates
-from dspkd.data.pixels import default_cache_dir
+from dspkd.data.pixels import default_cache_dir, file_states
 from dspkd.data.table import Table
 from dspkd.errors import DataError
 from dspkd.fileio import canonical_json, ensure_dir, sha256_bytes, sha256_file, write_json
-from dspkd.npz_images import picture_file, picture_of, read_picture
+from dspkd.npz_images import picture_of, read_picture
 from dspkd.preprocess import load_rgb
 
 __all__ = ["DuplicatePair", "Fingerprints", "duplicate_images", "find_duplicates", "take_fingerprints"]
@@ -140,14 +140,7 @@ def duplicate_images(
 
 
 def _key(table: Table) -> str:
-    files = []
-    for sample in table.samples:
-        try:
-            stat = picture_file(sample.path).stat()
-            files.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
-        except OSError:
-            files.append([sample.image_id, str(sample.path), -1, -1])
-    return sha256_bytes(canonical_json([FINDER_VERSION, sorted(files)]))
+    return sha256_bytes(canonical_json([FINDER_VERSION, sorted(file_states(table))]))
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]] | None:

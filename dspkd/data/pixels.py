@@ -23,7 +23,7 @@ from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
 from dspkd.npz_images import picture_file
 from dspkd.preprocess import Preprocess, load_rgb, resize_square, resize_square_quickly
 
-__all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "pixel_cache"]
+__all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "file_states", "pixel_cache"]
 
 Progress = Callable[[int, int, str], None]
 # Counted up when `dspkd.preprocess` comes to give other pixels for the same file.
@@ -197,13 +197,22 @@ def cached_pixels(
 
 
 def _key(table: Table, size: int, interpolation: str, for_training: bool) -> str:
-    files = []
+    settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
+    reduction = TRAINING_REDUCTION if for_training else None
+    return sha256_bytes(
+        canonical_json([DECODER_VERSION, reduction, settings.model_dump(mode="json"), file_states(table)])
+    )
+
+
+def file_states(table: Table) -> list[list[str | int]]:
+    """[image id, path, bytes, modification time] of each image: what a cache of something made from them is known by.
+    -1 for a file that is not there.
+    """
+    states: list[list[str | int]] = []
     for sample in table.samples:
         try:
             stat = picture_file(sample.path).stat()
-            files.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
+            states.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
         except OSError:
-            files.append([sample.image_id, str(sample.path), -1, -1])
-    settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
-    reduction = TRAINING_REDUCTION if for_training else None
-    return sha256_bytes(canonical_json([DECODER_VERSION, reduction, settings.model_dump(mode="json"), files]))
+            states.append([sample.image_id, str(sample.path), -1, -1])
+    return states
