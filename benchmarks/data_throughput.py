@@ -33,7 +33,7 @@ from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import read_table
 from dspkd.data.table import Table
 from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader
-from dspkd.preprocess import load_rgb, resize_square
+from dspkd.preprocess import Preprocess, load_rgb, resize_square
 from dspkd.train.prepare import training_size
 from dspkd_bench.environment import describe_environment
 
@@ -49,7 +49,7 @@ def usual_decoding(table: Table, side: int) -> int:
 
 def prepared(table: Table, side: int, *, for_training: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        cached_pixels(table, side, "bilinear", for_training=for_training, cache_dir=Path(folder))
+        cached_pixels(table, Preprocess(size=side), for_training=for_training, cache_dir=Path(folder))
     return len(table)
 
 
@@ -71,7 +71,7 @@ def usual_epoch(folder: Path, size: int, config: AugmentConfig) -> Callable[[], 
 
 
 def our_epoch(table: Table, size: int, config: AugmentConfig, cache: Path) -> Callable[[], int]:
-    pixels = cached_pixels(table, training_size(size), "bilinear", for_training=True, cache_dir=cache)
+    pixels = cached_pixels(table, Preprocess(size=training_size(size)), for_training=True, cache_dir=cache)
     ids = [sample.image_id for sample in table.samples]
     views = TrainingViews(pixels, table.labels, ids, size=size, seed=0, config=config)
     sampler = BalancedSampler(np.arange(len(table)), table.labels, balance=0.0, seed=0)

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dspkd.cleaning import Cleaning
 from dspkd.errors import ConfigError
+from dspkd.stored_form import StoredForm
 
 __all__ = [
     "AugmentConfig",
@@ -64,7 +66,7 @@ class DataConfig(_Frozen):
         return self
 
 
-class AugmentConfig(_Frozen):
+class AugmentConfig(_Frozen, StoredForm):
     """Random views of a training image. Dermatoscopy has no up or down, so flips and right angles are free."""
 
     flips: bool = True
@@ -73,11 +75,16 @@ class AugmentConfig(_Frozen):
     """Smallest part of the image's area that a random crop keeps. 1: no cropping."""
     color_jitter: float = Field(default=0.15, ge=0.0, lt=1.0)
     """Largest relative change of brightness, contrast and saturation."""
+    color_constancy: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How likely a view is shown as under white light (shades of grey), before its colours are changed."""
     rand_augment: Literal["off", "rare", "all"] = "off"
     """1 to 3 of the fourteen operations of the paper's section 4.1 at random, after the others: for classes with fewer
     images than the average class ("rare", the paper's way), or for all."""
     rand_augment_magnitude: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of each operation's range. The paper gives none; 0.3 is RandAugment's usual 9 of 30."""
+
+    def unused_keys(self) -> frozenset[str]:
+        return frozenset() if self.color_constancy else frozenset({"color_constancy"})
 
 
 class OptimizerConfig(_Frozen):
@@ -107,7 +114,7 @@ class StageConfig(_Frozen):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-class RunConfig(_Frozen):
+class RunConfig(_Frozen, StoredForm):
     """Everything that decides the outcome of `dspkd train` or `dspkd distill`."""
 
     model: str
@@ -118,6 +125,9 @@ class RunConfig(_Frozen):
     teacher: Path | None = None
     """A model folder. Its split is reused, so that the student is never tested on what the teacher saw."""
     data: DataConfig
+    preprocess: Cleaning | None = None
+    """What is done to every picture before it is resized, in training, judging and use alike. None: what the teacher
+    was fitted with, if there is one."""
     augment: AugmentConfig = AugmentConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     size: int = Field(default=224, ge=32, le=2048)
@@ -131,6 +141,9 @@ class RunConfig(_Frozen):
     """NHWC memory layout while training. Faster on CPUs and on tensor cores; rounding differs from NCHW."""
     deterministic: bool = True
     out: Path
+
+    def unused_keys(self) -> frozenset[str]:
+        return frozenset() if self.preprocess is not None else frozenset({"preprocess"})
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -85,15 +85,7 @@ def evaluate(
         positions = indices(load_split(split, table), table, part)
     if not len(positions):
         raise DataError(f"the {part} part of {root} is empty", hint="choose another --part")
-    preprocess = classifier.preprocess
-    pixels = cached_pixels(
-        table,
-        preprocess.size,
-        preprocess.interpolation,
-        positions=positions,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    pixels = cached_pixels(table, classifier.preprocess, positions=positions, cache_dir=cache_dir, progress=progress)
     batches = []
     for start in range(0, len(positions), 64):
         batches.append(classifier.run(pixels[positions[start : start + 64]]))

@@ -4,12 +4,14 @@ use it.
 The steps, in this order:
 
 1. decode; apply the EXIF orientation; convert to RGB (alpha over white, CMYK and grey converted);
-2. cut the largest centred square;
+2. cut the largest centred square, and clean it, if `cleaning` asks for that: hairs, then light;
 3. resize it to `size` x `size` with Pillow's 8-bit resampler (antialiased, fixed-point weights, so that the bytes are
    the same on every machine);
 4. divide by 255, subtract `mean`, divide by `std` per RGB channel.
 
-Steps 1 to 3 give uint8 pixels, `load_pixels`; step 4 is baked into every exported graph.
+Steps 1 to 3 give uint8 pixels, `load_pixels`; step 4 is baked into every exported graph. Cleaning comes before the
+resize because a hair is thinner than a pixel after it, and sees the whole square whatever the network's size, so that
+training pixels (which are larger, for crops) and those that judge are cleaned alike.
 `export/preprocessing.md` has all of it exactly enough to be repeated in another language, with golden vectors.
 """
 
@@ -21,19 +23,21 @@ from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from dspkd.cleaning import Cleaning
 from dspkd.errors import DataError
 from dspkd.npz_images import picture_of, read_picture
+from dspkd.stored_form import StoredForm
 
-__all__ = ["Preprocess", "load_pixels", "load_rgb"]
+__all__ = ["Preprocess", "clean_square", "load_pixels", "load_rgb"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-class Preprocess(BaseModel):
+class Preprocess(StoredForm):
     """Preprocessing of one model. Mean and std are for RGB in [0, 1]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +49,10 @@ class Preprocess(BaseModel):
     color_order: Literal["RGB"] = "RGB"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    cleaning: Cleaning = Cleaning()
+
+    def unused_keys(self) -> frozenset[str]:
+        return frozenset() if self.cleaning.is_on else frozenset({"cleaning"})
 
 
 def load_rgb(path: Path, *, at_least: int | None = None) -> Image.Image:
@@ -86,7 +94,7 @@ def load_rgb(path: Path, *, at_least: int | None = None) -> Image.Image:
 def resize_square(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
     """Steps 2 and 3. Returns uint8 (size, size, 3)."""
     # Not resize(box=...): there the filter reaches for pixels outside the square.
-    square = image.crop(_centre(image)) if image.width != image.height else image
+    square = _centre_square(image)
     return np.asarray(square.resize((size, size), _RESAMPLE[interpolation]), dtype=np.uint8)
 
 
@@ -103,6 +111,29 @@ def resize_square_quickly(image: Image.Image, size: int, interpolation: str) -> 
     return resized[0].permute(1, 2, 0).numpy()
 
 
+def clean_square(image: Image.Image, cleaning: Cleaning) -> Image.Image:
+    """Step 2: the largest centred square, cleaned. Where there is nothing to do, the picture as it is.
+
+    Raises MissingDependencyError if hairs are to be removed without OpenCV.
+    """
+    if not cleaning.is_on:
+        return image
+    pixels = np.asarray(_centre_square(image))
+    if cleaning.hair_removal:
+        from dspkd.data.hair import remove_hair
+
+        pixels = remove_hair(pixels, cleaning.hair_threshold)
+    if cleaning.illumination:
+        from dspkd.data.illumination import even_light
+
+        pixels = even_light(pixels)
+    return Image.fromarray(pixels)
+
+
+def _centre_square(image: Image.Image) -> Image.Image:
+    return image.crop(_centre(image)) if image.width != image.height else image
+
+
 def _centre(image: Image.Image) -> tuple[int, int, int, int]:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -111,4 +142,5 @@ def _centre(image: Image.Image) -> tuple[int, int, int, int]:
 
 def load_pixels(path: Path, preprocess: Preprocess) -> np.ndarray:
     """A picture file as the uint8 pixels (size, size, 3) that the network sees before normalisation."""
-    return resize_square(load_rgb(path), preprocess.size, preprocess.interpolation)
+    image = clean_square(load_rgb(path), preprocess.cleaning)
+    return resize_square(image, preprocess.size, preprocess.interpolation)

@@ -85,7 +85,7 @@ def _make_student(tiny_student, tiny_data, folder):
     torch.manual_seed(3)
     model = Architecture(card.architecture).build(len(card.classes))
     table = read_table(tiny_data, classes=card.classes)
-    pixels = cached_pixels(table, card.preprocess.size, card.preprocess.interpolation)
+    pixels = cached_pixels(table, card.preprocess)
     images = Normalise(card.preprocess)(torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255)
     settle_batch_norms(model, images)
     with torch.no_grad():

@@ -33,7 +33,7 @@ __all__ = ["Check", "check_machine", "examine", "read_probe"]
 PROBE_SECONDS = 120.0
 OLDEST_PYTHON = "3.8"
 ROOM_BYTES = {"local": 2 << 30, "device": 256 << 20}
-EXTRAS = ("onnx", "report", "executorch", "openvino", "ethos-u", "tensorrt-rtx", "tensorrt")
+EXTRAS = ("onnx", "report", "hair", "executorch", "openvino", "ethos-u", "tensorrt-rtx", "tensorrt")
 NEEDED_EXTRAS = ("onnx",)
 # What the extras of executorch add, which the metadata of dspkd does not say.
 EXTRA_PACKAGES = {"openvino": {"openvino": "2025.1"}, "ethos-u": {"ethos-u-vela": "5.1"}}

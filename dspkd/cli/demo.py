@@ -181,10 +181,7 @@ class _Demo:
         table = read_table(self.out / "data", classes=teacher.card.classes)
         test = indices(load_split(teacher.path / "split.json", table), table, "test")
         chosen = [int(test[np.flatnonzero(table.labels[test] == k)[0]]) for k in range(len(table.classes))]
-        preprocess = teacher.card.preprocess
-        pixels = cached_pixels(
-            table, preprocess.size, preprocess.interpolation, positions=chosen, cache_dir=self.out / "cache"
-        )
+        pixels = cached_pixels(table, teacher.card.preprocess, positions=chosen, cache_dir=self.out / "cache")
         return mask_strip_png(teacher, pixels[chosen])
 
     def _summary(self, teacher: Student, alone: Student, distilled: Student, report: Path) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from dspkd.cli.common import print_json, reporting, say
+from dspkd.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from dspkd.cleaning import Cleaning
 
 __all__ = ["prepare"]
 
@@ -23,6 +28,9 @@ def prepare(
     split: Path | None = typer.Option(
         None, "--split", help="A stored split.json. Without it the one that train makes without it."
     ),
+    set_: list[str] = typer.Option(
+        [], "--set", help="What runs will set under `preprocess`, e.g. preprocess.hair_removal=true. Repeatable."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout."),
 ) -> None:
     """Decode and resize the images once, for all later runs at this size.
@@ -35,23 +43,25 @@ def prepare(
     from dspkd.config import DataConfig
     from dspkd.data.pixels import default_cache_dir, pixel_cache
     from dspkd.models import pretrained_preprocess
-    from dspkd.train.prepare import prepare_data, training_size
+    from dspkd.preprocess import Preprocess
+    from dspkd.train.prepare import prepare_data, training_preprocess, training_size
 
-    config = DataConfig(root=data, split=split)
+    config, cleaning = DataConfig(root=data, split=split), _cleaning(set_)
     started = time.perf_counter()
-    interpolations = {pretrained_preprocess(name, size).interpolation for name in model}
+    interpolations = sorted({pretrained_preprocess(name, size).interpolation for name in model})
+    forms = [Preprocess(size=size, interpolation=interpolation, cleaning=cleaning) for interpolation in interpolations]
     try:
         with reporting() as reporter:
             found = prepare_data(config, classes=None, teacher=None, stored=None, progress=reporter.progress)
-            for interpolation in sorted(interpolations):
-                found.decode(size, interpolation, reporter)
+            for form in forms:
+                found.decode(form, reporter)
     except KeyboardInterrupt:
         typer.echo("dspkd: interrupted; give the same command again to go on", err=True)
         raise typer.Exit(130) from None
     files = [
-        pixel_cache(found.table, side, interpolation, for_training=training).path
-        for interpolation in sorted(interpolations)
-        for side, training in ((training_size(size), True), (size, False))
+        pixel_cache(found.table, wanted, for_training=training).path
+        for form in forms
+        for wanted, training in ((training_preprocess(form), True), (form, False))
     ]
     judged = len(found.part("val")) + len(found.part("test"))
     result = {
@@ -67,3 +77,20 @@ def prepare(
     learned = f"{len(found.part('train'))} images to learn from at {training_size(size)} px"
     place = f"{total:.2f} GB in {default_cache_dir()}, {result['seconds']} s"
     say(f"{learned}, {judged} to judge on at {size} px: {place}")
+
+
+def _cleaning(overrides: list[str]) -> Cleaning:
+    from pydantic import ValidationError
+
+    from dspkd.cleaning import Cleaning
+    from dspkd.config import apply_overrides
+
+    values = apply_overrides({}, overrides)
+    if foreign := sorted(set(values) - {"preprocess"}):
+        raise UsageError(f"--set {foreign[0]} has no say in how pictures are decoded", hint="preprocess.KEY=VALUE")
+    try:
+        return Cleaning.model_validate(values.get("preprocess", {}))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(["preprocess", *map(str, fault["loc"])])
+        raise ConfigError(f"--set: {key}: {fault['msg']} (got {fault.get('input')!r})") from error

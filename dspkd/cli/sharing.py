@@ -175,10 +175,7 @@ def _part(student: Student, data: Path | None, part: str, reporter: Reporter) ->
         raise DataError(f"{split} is missing: the split is not known", hint="export from the run folder itself")
     table = read_table(root, classes=student.card.classes)
     positions = indices(load_split(split, table), table, part)
-    preprocess = student.card.preprocess
-    pixels = cached_pixels(
-        table, preprocess.size, preprocess.interpolation, positions=positions, progress=reporter.progress
-    )
+    pixels = cached_pixels(table, student.card.preprocess, positions=positions, progress=reporter.progress)
     return table, pixels, positions
 
 

@@ -108,13 +108,19 @@ def _decode(plan: Plan, table: Any, reporter: Reporter) -> None:
     """Before any cell, so that an image that cannot be read is told at once and not by every cell."""
     from dspkd.data.split import load_split
     from dspkd.models import pretrained_preprocess
-    from dspkd.train.prepare import PreparedData
+    from dspkd.preprocess import Preprocess
+    from dspkd.train.prepare import PreparedData, run_cleaning
 
     data = PreparedData(table, load_split(plan.split, table), plan.comparison.data.cache_dir)
-    wanted = {(cell.config.model, cell.config.size) for cell in plan.cells}
-    forms = {(size, pretrained_preprocess(model, size).interpolation) for model, size in sorted(wanted)}
-    for size, interpolation in sorted(forms):
-        data.decode(size, interpolation, reporter)
+    # Mean and standard deviation, which networks do not share, change nothing about the pixels.
+    forms: dict[Preprocess, None] = {}
+    for config in (cell.config for cell in plan.cells):
+        interpolation = pretrained_preprocess(config.model, config.size).interpolation
+        given = config.teacher is not None and is_student_dir(config.teacher)
+        cleaning = run_cleaning(config, load_card(config.teacher) if given and config.teacher else None)
+        forms[Preprocess(size=config.size, interpolation=interpolation, cleaning=cleaning)] = None
+    for preprocess in forms:
+        data.decode(preprocess, reporter)
 
 
 # A cell's state -----------------------------------------------------------------------------------
@@ -133,7 +139,7 @@ def differing_keys(folder: Path, config: RunConfig) -> list[str]:
     for values in (stored, wanted):
         if values.get("weights"):
             values["weights"] = Path(values["weights"]).name
-    return sorted(key for key in wanted if stored.get(key) != wanted[key])
+    return sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
 
 
 def is_finished(cell: Cell) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from dspkd.cleaning import Cleaning
 from dspkd.config import AugmentConfig, DataConfig
 from dspkd.errors import ConfigError, UsageError
 from dspkd.presets import PRESETS
@@ -33,6 +34,7 @@ class TrainingSpec(_Spec):
     precision: str | None = None
     channels_last: bool | None = None
     deterministic: bool | None = None
+    preprocess: Cleaning | None = None
     augment: AugmentConfig | None = None
     optimizer: dict[str, Any] = {}
     """Of every stage that does not say otherwise."""

@@ -21,7 +21,15 @@ from dspkd.data.table import Table
 from dspkd.errors import DataError, OutputError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
 from dspkd.npz_images import picture_file
-from dspkd.preprocess import Preprocess, load_rgb, resize_square, resize_square_quickly
+from dspkd.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    clean_square,
+    load_rgb,
+    resize_square,
+    resize_square_quickly,
+)
 
 __all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "file_states", "pixel_cache"]
 
@@ -44,11 +52,10 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Where the pixels of one table at one size lie. `path` is a .npy file, uint8 (N, size, size, 3)."""
+    """Where the pixels of one table after one preprocessing lie. `path` is a .npy file, uint8 (N, size, size, 3)."""
 
     table: Table
-    size: int
-    interpolation: str
+    preprocess: Preprocess
     for_training: bool
     path: Path
 
@@ -91,14 +98,14 @@ class PixelCache:
 
     def _is_whole(self) -> bool:
         try:
-            return self.open().shape == (len(self.table), self.size, self.size, 3)
+            return self.open().shape == (len(self.table), self.preprocess.size, self.preprocess.size, 3)
         except (OSError, ValueError):
             return False
 
     def _make_files(self) -> None:
         if not self.path.is_file():
             with atomic_file(self.path) as temporary:
-                shape = (len(self.table), self.size, self.size, 3)
+                shape = (len(self.table), self.preprocess.size, self.preprocess.size, 3)
                 np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
                 if hasattr(os, "posix_fallocate"):
                     # Takes the space now: a full disk is an error here, and a crash when it is met through the map.
@@ -127,7 +134,7 @@ class PixelCache:
                     for done, future in enumerate(futures, start=start + 1):
                         future.result()
                         if progress and (done % 64 == 0 or done == len(positions)):
-                            progress(done, len(positions), f"decoding images at {self.size} px")
+                            progress(done, len(positions), f"decoding images at {self.preprocess.size} px")
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
@@ -138,13 +145,13 @@ class PixelCache:
             stored.result()
 
     def _decode_one(self, pixels: np.ndarray, index: int) -> None:
-        sample = self.table.samples[index]
+        sample, wanted = self.table.samples[index], self.preprocess
+        # What is cleaned is decoded in full: whether a picture has hairs must not depend on what it is for.
+        reduced = self.for_training and not wanted.cleaning.is_on
+        resize = resize_square_quickly if self.for_training else resize_square
         try:
-            if self.for_training:
-                image = load_rgb(sample.path, at_least=int(TRAINING_REDUCTION * self.size))
-                pixels[index] = resize_square_quickly(image, self.size, self.interpolation)
-            else:
-                pixels[index] = resize_square(load_rgb(sample.path), self.size, self.interpolation)
+            image = load_rgb(sample.path, at_least=int(TRAINING_REDUCTION * wanted.size) if reduced else None)
+            pixels[index] = resize(clean_square(image, wanted.cleaning), wanted.size, wanted.interpolation)
         except DataError as error:
             if sample.listed is None:
                 raise
@@ -156,23 +163,22 @@ def _succeeded(future: object) -> bool:
 
 
 def pixel_cache(
-    table: Table, size: int, interpolation: str, *, for_training: bool = False, cache_dir: Path | None = None
+    table: Table, preprocess: Preprocess, *, for_training: bool = False, cache_dir: Path | None = None
 ) -> PixelCache:
-    """The cache that belongs to these images and settings; nothing is decoded yet.
+    """The cache that belongs to these images and this preprocessing, mean and std aside; nothing is decoded yet.
 
     `for_training` takes quicker ways (large JPEGs decoded at a reduced size, another resampler), which move a pixel by
     a few levels. What judges a model is decoded as `dspkd.preprocess` says.
     """
     folder = ensure_dir(cache_dir or default_cache_dir())
-    name = f"{'training' if for_training else 'pixels'}-{size}-{interpolation}"
-    path = folder / f"{name}-{_key(table, size, interpolation, for_training)[:20]}.npy"
-    return PixelCache(table, size, interpolation, for_training, path)
+    name = f"{'training' if for_training else 'pixels'}-{preprocess.size}-{preprocess.interpolation}"
+    path = folder / f"{name}-{_key(table, preprocess, for_training)[:20]}.npy"
+    return PixelCache(table, preprocess, for_training, path)
 
 
 def cached_pixels(
     table: Table,
-    size: int,
-    interpolation: str,
+    preprocess: Preprocess,
     *,
     positions: Sequence[int] | np.ndarray | None = None,
     for_training: bool = False,
@@ -184,7 +190,7 @@ def cached_pixels(
     Those at `positions` (None: all) are there; each is decoded when it is first asked for. `progress(done, total,
     what)` is called as it goes. Raises as `PixelCache.fill`.
     """
-    cache = pixel_cache(table, size, interpolation, for_training=for_training, cache_dir=cache_dir)
+    cache = pixel_cache(table, preprocess, for_training=for_training, cache_dir=cache_dir)
     wanted = np.arange(len(table)) if positions is None else np.asarray(positions, dtype=np.int64)
     try:
         cache.fill(wanted, progress)
@@ -196,8 +202,8 @@ def cached_pixels(
     return cache.open()
 
 
-def _key(table: Table, size: int, interpolation: str, for_training: bool) -> str:
-    settings = Preprocess(size=size, interpolation="bicubic" if interpolation == "bicubic" else "bilinear")
+def _key(table: Table, preprocess: Preprocess, for_training: bool) -> str:
+    settings = preprocess.model_copy(update={"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
     reduction = TRAINING_REDUCTION if for_training else None
     return sha256_bytes(
         canonical_json([DECODER_VERSION, reduction, settings.model_dump(mode="json"), file_states(table)])

@@ -31,6 +31,7 @@ __all__ = [
     "draw_views",
     "pixels_to_tensor",
     "resident",
+    "shades_of_grey",
     "view_numbers",
 ]
 
@@ -61,6 +62,8 @@ class Views:
     """bool: mirrored left to right, before it is turned."""
     turns: np.ndarray
     """int64: right angles, counter-clockwise."""
+    constancy: np.ndarray
+    """bool: shown as under white light."""
     brightness: np.ndarray
     contrast: np.ndarray
     saturation: np.ndarray
@@ -82,6 +85,7 @@ def draw_views(seed: int, image_ids: Sequence[str], views: Iterable[int], source
         side=side,
         flip=(mirrored < 0.5) & config.flips,
         turns=(4 * turned).astype(np.int64) * config.right_angles,
+        constancy=numbers[:, 15] < config.color_constancy,
         brightness=colour[:, 0],
         contrast=colour[:, 1],
         saturation=colour[:, 2],
@@ -92,13 +96,16 @@ def draw_views(seed: int, image_ids: Sequence[str], views: Iterable[int], source
 def augment(pixels: Tensor, views: Views, size: int) -> Tensor:
     """Sources, uint8 (B, S, S, 3), as B views, uint8 (B, 3, size, size).
 
-    Crop and antialiased bilinear resize, mirror, turn; then brightness, contrast (about the mean grey) and saturation
-    as one affine map, clipped and rounded once. An image's view does not depend on what else is in the batch. On a
-    CPU the resize is torch's own for bytes; elsewhere two matrix products with the same weights, within a level of it.
+    Crop and antialiased bilinear resize, mirror, turn; then colour constancy where it was drawn; then brightness,
+    contrast (about the mean grey) and saturation as one affine map, clipped and rounded once. An image's view does not
+    depend on what else is in the batch. On a CPU the resize is torch's own for bytes; elsewhere two matrix products
+    with the same weights, within a level of it.
     """
     if pixels.device.type == "cpu":
-        return _coloured(_cut_and_turned(pixels, views, size), views)
-    return _coloured(_turned(_cut_by_matrices(pixels, views, size), views), views)
+        cut = _cut_and_turned(pixels, views, size)
+    else:
+        cut = _turned(_cut_by_matrices(pixels, views, size), views)
+    return _coloured(_under_white_light(cut, views), views)
 
 
 def _cut_and_turned(pixels: Tensor, views: Views, size: int) -> Tensor:
@@ -138,6 +145,28 @@ def _turned(images: Tensor, views: Views) -> Tensor:
         members = torch.from_numpy(np.flatnonzero((views.flip == flip) & (views.turns == turns))).to(images.device)
         chosen = images[members]
         images[members] = torch.rot90(chosen.flip(-1) if flip else chosen, turns, dims=(-2, -1))
+    return images
+
+
+def shades_of_grey(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> the same under white light of the same strength.
+
+    The colour of the light is taken to be the 6-norm of each channel over the image (Finlayson and Trezzi, CIC 2004):
+    between the mean (grey world, 1) and the brightest pixel (infinity). Each channel is divided by its share of it.
+    """
+    levels = images.flatten(2).float().div_(255.0)
+    squares = levels * levels
+    # In double precision, so that how the sum is divided over threads does not reach the rounded levels.
+    light = (squares * squares * squares).mean(-1, dtype=torch.float64).pow(1 / 6).clamp_(min=1 / 255)
+    gain = (light.square().mean(1, keepdim=True).sqrt() / light).float()
+    whitened = levels.mul_(gain.unsqueeze(-1)).mul_(255.0).round_().clamp_(0.0, 255.0)
+    return whitened.to(torch.uint8).view_as(images)
+
+
+def _under_white_light(images: Tensor, views: Views) -> Tensor:
+    group = max(1, COLOUR_GROUP // images[0].numel())
+    for members in torch.from_numpy(np.flatnonzero(views.constancy)).to(images.device).split(group):
+        images[members] = shades_of_grey(images[members])
     return images
 
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from dspkd.config import DataConfig
+from dspkd.cleaning import Cleaning
+from dspkd.config import DataConfig, RunConfig
 from dspkd.data.fingerprints import Progress, duplicate_images
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import Table, read_table
 from dspkd.data.split import Split, indices, load_split, make_split, read_split
 from dspkd.errors import DataError
-from dspkd.student import Student
+from dspkd.preprocess import Preprocess
+from dspkd.student import Student, StudentCard
 from dspkd.train.reporter import Reporter
 
-__all__ = ["PreparedData", "new_split", "prepare_data", "training_size"]
+__all__ = ["PreparedData", "new_split", "prepare_data", "run_cleaning", "training_preprocess", "training_size"]
 
 SPLIT_FILE = "split.json"
 
@@ -28,6 +30,11 @@ def training_size(size: int) -> int:
     stay sharp.
     """
     return -(-size * 5 // 4)
+
+
+def training_preprocess(preprocess: Preprocess) -> Preprocess:
+    """How training pixels are made: as those that judge, but larger."""
+    return preprocess.model_copy(update={"size": training_size(preprocess.size)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +48,28 @@ class PreparedData:
     def part(self, name: str) -> np.ndarray:
         return indices(self.split, self.table, name)
 
-    def pixels(self, size: int, interpolation: str, positions: np.ndarray, reporter: Reporter) -> np.ndarray:
+    def pixels(self, preprocess: Preprocess, positions: np.ndarray, reporter: Reporter) -> np.ndarray:
         """uint8 (N, size, size, 3) in the table's order, with the images at `positions` as a model is judged on."""
         return cached_pixels(
-            self.table, size, interpolation, positions=positions, cache_dir=self.cache_dir, progress=reporter.progress
+            self.table, preprocess, positions=positions, cache_dir=self.cache_dir, progress=reporter.progress
         )
 
-    def training_pixels(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
+    def training_pixels(self, preprocess: Preprocess, reporter: Reporter) -> np.ndarray:
         """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_size(size)`."""
         return cached_pixels(
             self.table,
-            training_size(size),
-            interpolation,
+            training_preprocess(preprocess),
             positions=self.part("train"),
             for_training=True,
             cache_dir=self.cache_dir,
             progress=reporter.progress,
         )
 
-    def decode(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
-        """Everything that a run at this size reads, once for all runs. Gives the pixels that judge."""
-        self.training_pixels(size, interpolation, reporter)
+    def decode(self, preprocess: Preprocess, reporter: Reporter) -> np.ndarray:
+        """Everything that a run with this preprocessing reads, once for all runs. Gives the pixels that judge."""
+        self.training_pixels(preprocess, reporter)
         judging = np.concatenate([self.part("val"), self.part("test")])
-        return self.pixels(size, interpolation, judging, reporter)
+        return self.pixels(preprocess, judging, reporter)
 
     def groups(self, positions: np.ndarray) -> list[str]:
         return [self.table.samples[int(i)].group for i in positions]
@@ -79,6 +85,13 @@ class PreparedData:
             "split_sha256": self.split.sha256,
             "images": {name: len(getattr(self.split, name)) for name in ("train", "val", "test")},
         }
+
+
+def run_cleaning(config: RunConfig, teacher: StudentCard | None) -> Cleaning:
+    """The cleaning that a run's recipe asks for, and its teacher's where it does not say."""
+    if config.preprocess is not None:
+        return config.preprocess
+    return teacher.preprocess.cleaning if teacher else Cleaning()
 
 
 def prepare_data(

@@ -23,10 +23,11 @@ from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
 from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
+from dspkd.preprocess import Preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
-from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data
+from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, run_cleaning
 from dspkd.train.reporter import Reporter
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import StageTask, method_context, predict_probabilities
@@ -95,12 +96,8 @@ def _check_same_config(config: RunConfig) -> None:
 
 
 def _other_config(config: RunConfig) -> CheckpointError:
-    stored = load_toml(config.out / CONFIG_FILE)
-    changed = sorted(
-        key
-        for key, value in config.model_dump(mode="json", exclude_none=True).items()
-        if stored.get(key) != value and key not in ("out", "device")
-    )
+    stored, wanted = load_toml(config.out / CONFIG_FILE), config.model_dump(mode="json", exclude_none=True)
+    changed = sorted(key for key in {*stored, *wanted} - {"out", "device"} if stored.get(key) != wanted.get(key))
     return CheckpointError(
         f"{config.out} was started with another configuration (differs in: {', '.join(changed) or 'data'})",
         hint="resume with the same settings, or start anew in another --out",
@@ -135,7 +132,7 @@ class _Run:
         self.data = self._prepare()
         self.classes = self.data.table.classes
         self.architecture = Architecture(config.model)
-        self.preprocess = pretrained_preprocess(config.model, config.size)
+        self.preprocess = self._preprocess()
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.history: list[dict[str, Any]] = []
         self.position = _Position()
@@ -151,6 +148,16 @@ class _Run:
             progress=self.reporter.progress,
         )
 
+    def _preprocess(self) -> Preprocess:
+        config, teacher = self.config, self.teacher.card if self.teacher else None
+        cleaning = run_cleaning(config, teacher)
+        if teacher is not None and teacher.preprocess.cleaning != cleaning:
+            self.reporter.message(
+                f"warning: {config.teacher} was fitted with {teacher.preprocess.cleaning} and is asked here about "
+                f"pictures with {cleaning}"
+            )
+        return pretrained_preprocess(config.model, config.size).model_copy(update={"cleaning": cleaning})
+
     def carry_out(self, resume: bool) -> Student:
         config, out = self.config, self.config.out
         resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
@@ -159,8 +166,8 @@ class _Run:
         for warning in (*self.data.table.remarks, *self.data.split.warnings):
             self.reporter.message(f"warning: {warning}")
         model = self._initial_model(fresh=resumed is None)
-        self.pixels = self.data.decode(config.size, self.preprocess.interpolation, self.reporter)
-        self.train_pixels = self.data.training_pixels(config.size, self.preprocess.interpolation, self.reporter)
+        self.pixels = self.data.decode(self.preprocess, self.reporter)
+        self.train_pixels = self.data.training_pixels(self.preprocess, self.reporter)
         # Only now: a start that fails on an image or on the model must not take the folder.
         if not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)

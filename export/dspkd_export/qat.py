@@ -150,12 +150,12 @@ class _Stage:
     ) -> None:
         self.config, self.student, self.teacher, self.data, self.reporter = config, student, teacher, data, reporter
         preprocess = student.card.preprocess
-        self.train_pixels = data.training_pixels(preprocess.size, preprocess.interpolation, reporter)
+        self.train_pixels = data.training_pixels(preprocess, reporter)
         train = data.part("train")
         # Images of the training part, without augmentation, for the first ranges.
         self.first = train[np.linspace(0, len(train) - 1, min(FIRST, len(train))).astype(int)]
         seen = np.concatenate([self.first, data.part("val"), data.part("test")])
-        self.pixels = data.pixels(preprocess.size, preprocess.interpolation, seen, reporter)
+        self.pixels = data.pixels(preprocess, seen, reporter)
         deployed = deploy_module(student)
         deployed.gives_logits = True
         self.graph = fake_quantised(deployed, torch.zeros(2, 3, preprocess.size, preprocess.size))

@@ -14,7 +14,7 @@ from dspkd.data.sources import read_table
 from dspkd.data.split import make_split
 from dspkd.errors import DataError
 from dspkd.npz_images import WINDOW
-from dspkd.preprocess import load_rgb
+from dspkd.preprocess import Preprocess, load_rgb
 
 
 def write_csv(path, rows, **how):
@@ -258,7 +258,7 @@ def test_medmnist(tmp_path, pictures, save):
     assert [s.part for s in table.samples] == ["train"] * 96 + ["val"] * 40 + ["test"] * 56
     assert table.labels.tolist() == [k % 7 for k in range(192)]
     assert table.samples[100].image_id == "val/4"
-    got = cached_pixels(table, 28, "bilinear", cache_dir=tmp_path / "cache")
+    got = cached_pixels(table, Preprocess(size=28), cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(got, pictures)  # at its own size a picture is not resampled
     for index in (191, 0, 100, 99):  # any order is right, if not quick
         np.testing.assert_array_equal(np.asarray(load_rgb(table.samples[index].path)), pictures[index])

@@ -36,29 +36,29 @@ def cache(tmp_path):
 
 
 def test_rows_are_in_the_tables_order(table, cache):
-    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    array = cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert array.shape == (4, 16, 16, 3) and array.dtype == np.uint8
     assert [tuple(row[8, 8]) for row in array] == COLOURS
     backwards = Table(table.root, table.classes, table.samples[::-1])
-    assert [tuple(row[8, 8]) for row in cached_pixels(backwards, 16, "bilinear", cache_dir=cache)] == COLOURS[::-1]
+    assert [tuple(row[8, 8]) for row in cached_pixels(backwards, Preprocess(size=16), cache_dir=cache)] == COLOURS[::-1]
 
 
 def test_same_pixels_as_a_single_picture(table, cache):
-    array = cached_pixels(table, 20, "bicubic", cache_dir=cache)
+    array = cached_pixels(table, Preprocess(size=20, interpolation="bicubic"), cache_dir=cache)
     one = load_pixels(table.samples[2].path, Preprocess(size=20, interpolation="bicubic"))
     np.testing.assert_array_equal(array[2], one)
 
 
 def test_the_cache_is_made_once_and_cannot_be_written(table, cache, monkeypatch):
     reports = []
-    first = cached_pixels(table, 16, "bilinear", cache_dir=cache, progress=lambda *report: reports.append(report))
+    first = cached_pixels(table, Preprocess(size=16), cache_dir=cache, progress=lambda *report: reports.append(report))
     assert reports == [(4, 4, "decoding images at 16 px")]
 
     def refuse(_path):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(module, "load_rgb", refuse)
-    second = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    second = cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     np.testing.assert_array_equal(first, second)
     assert len(list(cache.glob("*.npy"))) == 1
     with pytest.raises(ValueError, match="read-only"):
@@ -67,19 +67,19 @@ def test_the_cache_is_made_once_and_cannot_be_written(table, cache, monkeypatch)
 
 def test_settings_have_caches_of_their_own(table, cache):
     for size, interpolation in ((16, "bilinear"), (16, "bicubic"), (24, "bilinear")):
-        cached_pixels(table, size, interpolation, cache_dir=cache)
+        cached_pixels(table, Preprocess(size=size, interpolation=interpolation), cache_dir=cache)
     assert len(list(cache.glob("*.npy"))) == 3
 
 
 def test_a_changed_file_gives_a_new_cache(table, cache):
-    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     path = table.samples[0].path
     before = path.stat()
     Image.new("RGB", (40, 30), (1, 2, 3)).save(path)
     # BMP is not compressed: the size stays, so that the time alone has to tell.
     assert path.stat().st_size == before.st_size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
-    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    array = cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert tuple(array[0, 8, 8]) == (1, 2, 3)
 
 
@@ -95,21 +95,21 @@ def test_a_bad_picture_is_named(table, cache, fault):
         path.write_bytes(data[: len(data) // 2] if fault == "truncated" else b"GIF? no.")
     broken = Table(table.root, table.classes, (*table.samples, Sample("bad", path, 0, "bad")))
     with pytest.raises(DataError, match=r"bad\.jpg"):
-        cached_pixels(broken, 16, "bilinear", cache_dir=cache)
+        cached_pixels(broken, Preprocess(size=16), cache_dir=cache)
     # The others are there, and who does not need the bad one can go on.
-    good = cached_pixels(broken, 16, "bilinear", positions=[0, 1, 2, 3], cache_dir=cache)
+    good = cached_pixels(broken, Preprocess(size=16), positions=[0, 1, 2, 3], cache_dir=cache)
     assert [tuple(row[8, 8]) for row in good[:4]] == COLOURS
     with pytest.raises(DataError, match=r"bad\.jpg"):
-        cached_pixels(broken, 16, "bilinear", cache_dir=cache)
+        cached_pixels(broken, Preprocess(size=16), cache_dir=cache)
 
 
 def test_only_what_is_asked_for_is_decoded(table, cache, monkeypatch):
     decoded = []
     monkeypatch.setattr(module, "load_rgb", lambda path, **_: decoded.append(path.name) or load_rgb(path))
-    array = cached_pixels(table, 16, "bilinear", positions=[2, 0], cache_dir=cache)
+    array = cached_pixels(table, Preprocess(size=16), positions=[2, 0], cache_dir=cache)
     assert sorted(decoded) == ["0.bmp", "2.bmp"]
     assert [tuple(row[8, 8]) for row in array] == [COLOURS[0], (0, 0, 0), COLOURS[2], (0, 0, 0)]
-    assert [tuple(row[8, 8]) for row in cached_pixels(table, 16, "bilinear", cache_dir=cache)] == COLOURS
+    assert [tuple(row[8, 8]) for row in cached_pixels(table, Preprocess(size=16), cache_dir=cache)] == COLOURS
     assert sorted(decoded) == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
 
 
@@ -118,6 +118,7 @@ import os, sys
 from pathlib import Path
 from dspkd.data import pixels
 from dspkd.data.sources import read_table
+from dspkd.preprocess import Preprocess
 
 pixels.BLOCK = 4
 real, count = pixels.load_rgb, 0
@@ -130,7 +131,7 @@ def load(path, **how):
     return real(path, **how)
 
 pixels.load_rgb = load
-pixels.cached_pixels(read_table(Path(sys.argv[1])), 16, "bilinear", cache_dir=Path(sys.argv[2]))
+pixels.cached_pixels(read_table(Path(sys.argv[1])), Preprocess(size=16), cache_dir=Path(sys.argv[2]))
 """
 
 
@@ -149,27 +150,27 @@ def test_a_killed_process_is_gone_on_from(folders, cache, monkeypatch, at):
     command = [sys.executable, "-c", KILLED, str(folders), str(cache), str(at)]
     assert subprocess.run(command, check=False).returncode == -9
     table = read_table(folders)
-    cache_of_table = pixel_cache(table, 16, "bilinear", cache_dir=cache)
+    cache_of_table = pixel_cache(table, Preprocess(size=16), cache_dir=cache)
     there = 24 - len(cache_of_table.missing(np.arange(24)))
     # Whole blocks; the last finished one may not have reached the disk.
     assert there in ({0} if at == 1 else {8, 12})
     decoded = []
     monkeypatch.setattr(module, "load_rgb", lambda path, **_: decoded.append(path) or load_rgb(path))
-    array = cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    array = cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert len(decoded) == 24 - there
     for row, sample in zip(array, table.samples, strict=True):
         assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
 
 
 def test_a_kill_between_the_two_files_costs_a_decoding(table, cache):
-    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     (marks,) = cache.glob("*.done")
     marks.unlink()
-    assert [tuple(row[8, 8]) for row in cached_pixels(table, 16, "bilinear", cache_dir=cache)] == COLOURS
+    assert [tuple(row[8, 8]) for row in cached_pixels(table, Preprocess(size=16), cache_dir=cache)] == COLOURS
 
 
 def test_nothing_asked_for_is_nothing_decoded(table, cache):
-    assert not cached_pixels(table, 16, "bilinear", positions=[], cache_dir=cache).any()
+    assert not cached_pixels(table, Preprocess(size=16), positions=[], cache_dir=cache).any()
 
 
 def test_two_processes_share_the_work(folders, cache):
@@ -177,14 +178,14 @@ def test_two_processes_share_the_work(folders, cache):
     first, second = (subprocess.Popen(command) for _ in range(2))
     assert first.wait(60) == second.wait(60) == 0
     table = read_table(folders)
-    array = pixel_cache(table, 16, "bilinear", cache_dir=cache).open()
+    array = pixel_cache(table, Preprocess(size=16), cache_dir=cache).open()
     for row, sample in zip(array, table.samples, strict=True):
         assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
 
 
 @pytest.mark.parametrize("damage", ["shorter pixels", "shorter marks", "no pixels"])
 def test_a_damaged_cache_is_refused(table, cache, damage):
-    cached_pixels(table, 16, "bilinear", cache_dir=cache)
+    cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     (path,) = cache.glob("*.npy")
     if damage == "no pixels":
         path.unlink()
@@ -192,7 +193,7 @@ def test_a_damaged_cache_is_refused(table, cache, damage):
         victim = path if damage == "shorter pixels" else path.with_suffix(".done")
         victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"pixel cache .* is damaged"):
-        cached_pixels(table, 16, "bilinear", cache_dir=cache)
+        cached_pixels(table, Preprocess(size=16), cache_dir=cache)
 
 
 def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
@@ -201,7 +202,7 @@ def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
 
     monkeypatch.setattr(module.os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="No space left"):
-        cached_pixels(table, 16, "bilinear", cache_dir=cache)
+        cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert not list(cache.glob("*.npy"))
 
 
@@ -210,8 +211,8 @@ def test_large_jpegs_for_training_are_decoded_smaller(tmp_path, cache):
     ramp = np.linspace(20, 230, 640)[None, :, None] * np.array([1.0, 0.8, 0.5])
     Image.fromarray(np.broadcast_to(ramp, (480, 640, 3)).astype(np.uint8)).save(tmp_path / "x.jpg", quality=92)
     table = Table(tmp_path, ("A",), (Sample("x", tmp_path / "x.jpg", 0, "x"),))
-    exact = cached_pixels(table, 48, "bilinear", cache_dir=cache)
-    fast = cached_pixels(table, 48, "bilinear", for_training=True, cache_dir=cache)
+    exact = cached_pixels(table, Preprocess(size=48), cache_dir=cache)
+    fast = cached_pixels(table, Preprocess(size=48), for_training=True, cache_dir=cache)
     assert load_rgb(tmp_path / "x.jpg", at_least=96).size == (160, 120)
     assert np.abs(exact.astype(int) - fast).max() <= 4 and not np.array_equal(exact, fast)
 
