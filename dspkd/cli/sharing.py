@@ -108,6 +108,8 @@ def export(
     for name in targets:
         for missing in (p for p in precisions if p not in TARGETS[name].precisions):
             say(f"skipped: {name} has no {missing}")
+    if (cleaning := student.card.preprocess.cleaning).is_on:
+        say(f"not in the models: {cleaning}; who gives them pictures does that first (export/preprocessing.md)")
     runnable = [str(a.path) for a in artifacts if a.card.certificate["passed"]]
     if runnable:
         say(f"next: dspkd bench {' '.join(runnable)} --student {run}")

@@ -119,6 +119,11 @@ def _decode(plan: Plan, table: Any, reporter: Reporter) -> None:
         given = config.teacher is not None and is_student_dir(config.teacher)
         cleaning = run_cleaning(config, load_card(config.teacher) if given and config.teacher else None)
         forms[Preprocess(size=config.size, interpolation=interpolation, cleaning=cleaning)] = None
+    if len(cleanings := {str(preprocess.cleaning): None for preprocess in forms}) > 1:
+        raise ConfigError(
+            f"the cells would not see the same pictures: {', '.join(cleanings)}",
+            hint="write what the teachers were fitted with into [training.preprocess]",
+        )
     for preprocess in forms:
         data.decode(preprocess, reporter)
 

@@ -26,8 +26,6 @@ WORKING_SIDE = 256
 WIDEST_HAIR, SURROUNDINGS = 7 / 256, 17 / 256
 # Somewhere a hair is straight over LONG, everywhere over SHORT.
 LONG, SHORT = 25 / 256, 17 / 256
-# What never leaves the picture's rim is its frame.
-RIM = 6 / 256
 DIRECTIONS = 16
 # Grey levels.
 CONTRAST = 12
@@ -101,10 +99,9 @@ def _mask(cv2: Any, picture: np.ndarray) -> np.ndarray:
     lines = np.minimum(_along_lines(cv2, widened, SHORT * side), depth) >= CONTRAST
     certain = _along_lines(cv2, depth, LONG * side) >= CONTRAST
     count, pieces = cv2.connectedComponents(lines.astype(np.uint8), connectivity=8)
-    rim = border + round(RIM * side)
-    pieces_of_lines = np.intersect1d(pieces[certain], pieces[rim:-rim, rim:-rim])
     kept = np.zeros(count, bool)
-    kept[pieces_of_lines[pieces_of_lines > 0]] = True
+    kept[pieces[certain]] = True
+    kept[0] = False
     mask: np.ndarray = kept[pieces[border:-border, border:-border]]
     return mask
 

@@ -22,6 +22,7 @@ from dspkd.data.views import (
     augment,
     draw_views,
     pixels_to_tensor,
+    shades_of_grey,
     view_numbers,
 )
 
@@ -175,6 +176,67 @@ def test_the_way_for_gpus_gives_the_same_pixels(pixels, size):
     matrices = module._turned(module._cut_by_matrices(sources, drawn, size), drawn)
     assert plain.shape == matrices.shape == (12, 3, size, size)
     assert (plain.int() - matrices.int()).abs().max() <= 1
+
+
+# Colour constancy ---------------------------------------------------------------------------------
+
+
+def lit(pixels, light):
+    """Under light of this colour, uint8 (B, 3, H, W)."""
+    return torch.from_numpy(np.rint(pixels * np.array(light)).astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+def test_shades_of_grey_takes_the_colour_of_the_light_away(pixels):
+    plain = pixels // 2
+    white, reddish = (shades_of_grey(lit(plain, light)).double() for light in ((1, 1, 1), (1, 0.7, 0.6)))
+    # In the same strength of light they would be the same.
+    ratio = white.flatten(1).mean(1) / reddish.flatten(1).mean(1)
+    assert (white - reddish * ratio.view(-1, 1, 1, 1)).abs().max() < 3
+    assert (lit(plain, (1, 1, 1)) - lit(plain, (1, 0.7, 0.6)).double()).abs().max() > 40
+
+
+def test_shades_of_grey_by_hand():
+    """Finlayson and Trezzi: I_c / (e_c √3), e the channels' 6-norms at length 1."""
+    image = np.random.default_rng(1).integers(1, 120, (1, 5, 7, 3))
+    norms = (image.astype(float) ** 6).mean((1, 2)) ** (1 / 6)
+    light = norms / np.linalg.norm(norms)
+    expected = np.rint(np.clip(image / (light * np.sqrt(3)), 0, 255))
+    got = shades_of_grey(torch.from_numpy(image.astype(np.uint8)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert np.abs(got.numpy() - expected).max() <= 1 and (got.numpy() == expected).mean() > 0.99
+
+
+def test_what_is_grey_or_black_stays():
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(shades_of_grey(ramp), ramp)
+    assert not shades_of_grey(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).any()
+
+
+def test_as_many_views_as_asked_for_and_the_other_draws_stay():
+    none, half, all_ = (
+        draw_views(0, ["a"] * 400, range(400), 40, AugmentConfig(color_constancy=share)) for share in (0.0, 0.5, 1.0)
+    )
+    assert not none.constancy.any() and all_.constancy.all() and 160 < half.constancy.sum() < 240
+    for name in ("top", "left", "side", "flip", "turns", "brightness", "contrast", "saturation", "extra"):
+        assert (getattr(none, name) == getattr(half, name)).all()
+
+
+def test_only_the_drawn_views_are_changed(pixels):
+    keys = [(position, view) for position in range(12) for view in range(5)]
+    off, half = (
+        source(pixels, config=OFF.model_copy(update={"color_constancy": share})).batch(keys).pixels
+        for share in (0.0, 0.5)
+    )
+    drawn = draw_views(0, [f"image{p}" for p, _ in keys], [v for _, v in keys], 40, AugmentConfig(color_constancy=0.5))
+    chosen = torch.from_numpy(drawn.constancy)
+    assert torch.equal(half[~chosen], off[~chosen]) and 0 < chosen.sum() < len(keys)
+    assert torch.equal(half[chosen], shades_of_grey(off[chosen]))
+
+
+def test_a_view_with_it_does_not_depend_on_its_batch(pixels):
+    config = AugmentConfig(color_constancy=0.7)
+    keys = [(position, view) for position in range(12) for view in range(4)]
+    for (position, view), image in zip(keys, source(pixels, config=config).batch(keys).pixels, strict=True):
+        assert torch.equal(image, one(pixels, position, view, config=config))
 
 
 def test_colours_end_at_black_and_white():
