@@ -1,12 +1,12 @@
 """Hair removal on real pictures: what it finds, how exactly, what it leaves of the skin, what a network makes of it.
 
-python benchmarks/hair_removal.py DATA [--model RUN ...] [--sheet FILE.png]
+python benchmarks/hair_removal.py DATA [--model RUN ...] [--sheet FILE.png] [--times]
 
 DATA/hair has `flags.csv` (image, hair, ruler, ink, ...) and `images/`; DATA/derm, needed with --model, has the images
 that the runs were trained on, with `monet_hair` in its metadata.csv. Half of DATA/hair, drawn by seed within each flag,
 is for tuning (`CONTRAST` of the detector, the threshold of the cover); everything else is said of the other half. Masks
 and restoration are judged on hairs that are drawn over its hair-free pictures. Prints Markdown; --sheet writes pictures
-to look at.
+to look at; --times measures nothing but how long it takes.
 """
 
 from __future__ import annotations
@@ -391,10 +391,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", type=Path, action="append", default=[], help="a run on DATA/derm; repeatable")
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--times", action="store_true")
     args = parser.parse_args()
     machine = describe_environment(1)
     print(f"{machine['cpu']}; {hair.CONTRAST} grey levels, threshold {HAIR_THRESHOLD:.1%}, seed {SEED}")
     flagged = read_flagged(args.data / "hair")
+    if args.times:
+        speed_part(flagged.pictures[::6])
+        return
     tuning = halves(flagged.hair)
     tuning_part(flagged.part(tuning))
     other = flagged.part(~tuning)
@@ -403,7 +407,6 @@ def main() -> None:
     light_part(other)
     if args.model:
         classifier_part(args.model, args.data / "derm")
-    speed_part(other.pictures[:100])
     if args.sheet:
         write_sheet(args.sheet, other, cover, drawn)
 
