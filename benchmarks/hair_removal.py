@@ -192,12 +192,33 @@ def tuning_part(flagged: Flagged) -> None:
             score = auroc(covers(flagged.pictures), flagged.hair)
             overlap = np.mean([iou(hair.hair_mask(d.hairy), d.mask) for d in drawn])
         print(f"| {value}{' (taken)' if value == hair.CONTRAST else ''} | {score:.3f} | {overlap:.3f} |")
+    inverted = auroc(covers(255 - picture for picture in flagged.pictures), flagged.hair)
+    print(f"\nThe same for light hairs (inverted pictures): AUROC {inverted:.3f}.")
+    inpainting_part(drawn)
     cover = covers(flagged.pictures)
     print("\n| threshold of the cover | hairy pictures above | hair-free pictures above |\n|---|---|---|")
     for threshold in THRESHOLDS:
         taken = " (taken)" if threshold == HAIR_THRESHOLD else ""
         above = cover > threshold
         print(f"| {threshold:.2%}{taken} | {above[flagged.hair].mean():.1%} | {above[~flagged.hair].mean():.1%} |")
+
+
+def inpainting_part(drawn: Sequence[Drawn]) -> None:
+    import cv2
+
+    print("\n| inpainting, radius 3, drawn hairs | PSNR inside the hairs, dB | whole picture |\n|---|---|---|")
+    masks = [hair.hair_mask(d.hairy).astype(np.uint8) for d in drawn]
+    for name, method in (("Navier-Stokes", cv2.INPAINT_NS), ("Telea", cv2.INPAINT_TELEA)):
+        for beyond in (0, 1, 2):
+            element = np.ones((2 * beyond + 1,) * 2, np.uint8)
+            restored = [
+                cv2.inpaint(d.hairy, cv2.dilate(mask, element), hair.INPAINT_RADIUS, method)
+                for d, mask in zip(drawn, masks, strict=True)
+            ]
+            inside = np.mean([psnr(r, d.clean, d.mask) for r, d in zip(restored, drawn, strict=True)])
+            whole = np.mean([psnr(r, d.clean) for r, d in zip(restored, drawn, strict=True)])
+            taken = " (taken)" if (name, beyond) == ("Navier-Stokes", 1) else ""
+            print(f"| {name}, {beyond} px beyond the mask{taken} | {inside:.1f} | {whole:.1f} |")
 
 
 def detection_part(flagged: Flagged) -> np.ndarray:
@@ -278,7 +299,7 @@ def _log_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def classifier_part(folders: Sequence[Path], data: Path) -> None:
-    print("\n## A network that was trained without it\n")
+    print("\n## A network that was trained without it\n", flush=True)
     print("| run | test images | n | changed | accuracy | balanced accuracy | removal: accuracy | balanced accuracy |")
     print("|---|---|---|---|---|---|---|---|")
     hairy = _monet_hair(data / "metadata.csv")
@@ -405,10 +426,10 @@ def main() -> None:
     cover = detection_part(other)
     drawn = drawn_part(other)
     light_part(other)
-    if args.model:
-        classifier_part(args.model, args.data / "derm")
     if args.sheet:
         write_sheet(args.sheet, other, cover, drawn)
+    if args.model:
+        classifier_part(args.model, args.data / "derm")
 
 
 if __name__ == "__main__":
