@@ -70,7 +70,7 @@ def train(way: Way, seed: int, options: argparse.Namespace) -> Path:
     split = ["--set", f'data.protocol="{way.protocol}"', "--set", f"data.split_seed={seed}"]
     settings = ["--size", options.size, "--epochs", epochs, "--lr", options.lr, "--seed", seed]
     resume = ["--resume"] if (run / "config.toml").exists() else []
-    dspkd("train", "--data", data, "--model", options.model, "--out", run, *settings, *split, *resume)
+    dspkd("train", options.model, "--data", data, "--out", run, *settings, *split, *resume)
     return run
 
 
