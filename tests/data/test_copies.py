@@ -70,7 +70,8 @@ def test_originals_stay_as_they_are_and_copies_are_square(unequal, tmp_path):
     for row in rows_of(tmp_path / "out"):
         path = tmp_path / "out" / row["image"]
         if row["copy_of"]:
-            assert Image.open(path).size == (30, 30)
+            with Image.open(path) as picture:
+                assert picture.size == (30, 30)
         else:
             assert path.read_bytes() == (unequal / Path(row["image"]).relative_to("images")).read_bytes()
 
