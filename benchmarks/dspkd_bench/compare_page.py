@@ -38,6 +38,7 @@ def render_comparison(results: Mapping[str, Any], histories: Mapping[str, Sequen
     return environment.get_template("compare.html.j2").render(
         title=results["title"],
         created=results["created"],
+        cautions=[results["caution"]] if results.get("caution") else [],
         notes=results["notes"],
         sentences=[_unbroken(sentence) for sentence in how_to_read(results)],
         findings=[_unbroken(sentence) for sentence in _findings(results)],

@@ -108,6 +108,8 @@ def export(
     for name in targets:
         for missing in (p for p in precisions if p not in TARGETS[name].precisions):
             say(f"skipped: {name} has no {missing}")
+    if student.card.caution:
+        say(student.card.caution)
     runnable = [str(a.path) for a in artifacts if a.card.certificate["passed"]]
     if runnable:
         say(f"next: dspkd bench {' '.join(runnable)} --student {run}")
@@ -186,12 +188,14 @@ def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
     from dspkd.artifact import check_runs_here, load_artifact
     from dspkd.evaluate import Classifier
+    from dspkd.protocol import caution
     from dspkd.runtimes import load_model
 
     artifact = load_artifact(folder)
     check_runs_here(artifact)
     model = load_model(artifact.card.target, artifact.model_path)
-    return Classifier(str(folder), artifact.card.classes, artifact.card.preprocess, model.answer)
+    card = artifact.card
+    return Classifier(str(folder), card.classes, card.preprocess, model.answer, caution(card.source.get("data", {})))
 
 
 def verify(

@@ -13,8 +13,9 @@ from dspkd.config import DataConfig
 from dspkd.data.fingerprints import Progress, duplicate_images
 from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import Table, read_table
-from dspkd.data.split import Split, indices, load_split, make_split, read_split
+from dspkd.data.split import PARTS, Split, indices, known_images, load_split, make_split, read_split
 from dspkd.errors import DataError
+from dspkd.protocol import PAPER, caution
 from dspkd.student import Student
 from dspkd.train.reporter import Reporter
 
@@ -73,12 +74,20 @@ class PreparedData:
         return [self.table.samples[int(i)].image_id for i in chosen]
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described = {
             "root": str(self.table.root),
             "table_sha256": self.table.sha256,
             "split_sha256": self.split.sha256,
-            "images": {name: len(getattr(self.split, name)) for name in ("train", "val", "test")},
+            "images": {name: len(getattr(self.split, name)) for name in PARTS},
         }
+        if self.split.leaks:
+            described["protocol"] = PAPER
+            described["leak"] = {part: len(known_images(self.split, self.table, part)) for part in ("val", "test")}
+        return described
+
+    @property
+    def caution(self) -> str | None:
+        return caution(self.describe())
 
 
 def prepare_data(
@@ -117,7 +126,7 @@ def prepare_data(
 def new_split(table: Table, config: DataConfig, *, progress: Progress | None = None) -> Split:
     """The split that `config` describes, whatever was stored before."""
     duplicates: list[tuple[str, str]] = []
-    if config.join_duplicates:
+    if config.join_duplicates and config.protocol != PAPER:
         duplicates = duplicate_images(table, cache_dir=config.cache_dir, progress=progress)
     return make_split(
         table,
@@ -128,12 +137,16 @@ def new_split(table: Table, config: DataConfig, *, progress: Progress | None = N
         fold=config.fold,
         by_column=config.own_split,
         duplicates=duplicates,
+        protocol=config.protocol,
     )
 
 
 def _refuse_what_the_teacher_knows(teacher_split: Path, split: Split, table: Table) -> None:
     """Also where the student's images are not quite the teacher's: no lesion that the teacher learned may judge."""
-    learned = set(read_split(teacher_split)["train"])
+    stored = read_split(teacher_split)
+    if split.leaks and stored["split_sha256"] == split.sha256:
+        return  # The same leak for both networks, which everything made with it says.
+    learned = set(stored["train"])
     lesions = {sample.group for sample in table.samples if sample.image_id in learned}
     judging = {*split.val, *split.test}
     known = [s.image_id for s in table.samples if s.image_id in judging and s.group in lesions]
