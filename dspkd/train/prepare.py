@@ -11,7 +11,7 @@ import numpy as np
 
 from dspkd.config import DataConfig
 from dspkd.data.fingerprints import Progress, duplicate_images
-from dspkd.data.pixels import cached_pixels
+from dspkd.data.pixels import cached_pixels, largest_square
 from dspkd.data.sources import Table, read_table
 from dspkd.data.split import PARTS, Split, indices, known_images, load_split, make_split, read_split
 from dspkd.errors import DataError
@@ -25,8 +25,8 @@ SPLIT_FILE = "split.json"
 
 
 def training_size(size: int) -> int:
-    """Side of the pixels that random crops are cut from: a quarter more than the network's input, so that they
-    stay sharp.
+    """Side of the pixels that random crops are cut from, where the images have it: a quarter more than the network's
+    input, so that they stay sharp.
     """
     return -(-size * 5 // 4)
 
@@ -49,10 +49,10 @@ class PreparedData:
         )
 
     def training_pixels(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
-        """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_size(size)`."""
+        """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_side(size)`."""
         return cached_pixels(
             self.table,
-            training_size(size),
+            self.training_side(size),
             interpolation,
             positions=self.part("train"),
             for_training=True,
@@ -60,11 +60,17 @@ class PreparedData:
             progress=reporter.progress,
         )
 
-    def decode(self, size: int, interpolation: str, reporter: Reporter) -> np.ndarray:
-        """Everything that a run at this size reads, once for all runs. Gives the pixels that judge."""
-        self.training_pixels(size, interpolation, reporter)
+    def training_side(self, size: int) -> int:
+        """Side of the pixels that views are cut from: `training_size(size)`, or that of the largest training image if
+        all are smaller. Enlarged, they would take more space and more time and be no sharper.
+        """
+        return largest_square(self.table, self.part("train"), training_size(size))
+
+    def decode(self, size: int, interpolation: str, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+        """Everything that a run at this size reads, once for all runs: `training_pixels` and the pixels that judge."""
+        training = self.training_pixels(size, interpolation, reporter)
         judging = np.concatenate([self.part("val"), self.part("test")])
-        return self.pixels(size, interpolation, judging, reporter)
+        return training, self.pixels(size, interpolation, judging, reporter)
 
     def groups(self, positions: np.ndarray) -> list[str]:
         return [self.table.samples[int(i)].group for i in positions]

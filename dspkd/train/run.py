@@ -159,8 +159,7 @@ class _Run:
         for warning in (*self.data.table.remarks, *self.data.split.warnings, *filter(None, [self.data.caution])):
             self.reporter.message(f"warning: {warning}")
         model = self._initial_model(fresh=resumed is None)
-        self.pixels = self.data.decode(config.size, self.preprocess.interpolation, self.reporter)
-        self.train_pixels = self.data.training_pixels(config.size, self.preprocess.interpolation, self.reporter)
+        self.train_pixels, self.pixels = self.data.decode(config.size, self.preprocess.interpolation, self.reporter)
         # Only now: a start that fails on an image or on the model must not take the folder.
         if not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)
