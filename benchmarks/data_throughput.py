@@ -2,8 +2,9 @@
 
 python benchmarks/data_throughput.py DATA [--size 224] [--images 1500] [--rounds 3] [--enlarge PIXELS]
 
-Decoding: the usual loop opens, converts and resizes one picture after the other with Pillow; `prepare` is what a run
-does for training pixels, at the same side. Epoch: torchvision's ImageFolder behind a DataLoader with a worker for each
+Decoding: the usual loop opens, converts and resizes one picture after the other with Pillow, to the network's input;
+`prepare` is what a run does for training pixels, which have up to a quarter more, and the same loop at that side stands
+beside it. Epoch: torchvision's ImageFolder behind a DataLoader with a worker for each
 core and transforms of torchvision.v2; ours are views from the cache with a thread for each core. Both crop, resize,
 mirror, turn and change colour in the same ranges and end in a batch of bytes. Ways take turns, the first round is not
 counted, files were read before. Medians, and the smallest and largest round. --enlarge makes JPEGs of that side from
@@ -29,7 +30,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from dspkd.config import AugmentConfig
-from dspkd.data.pixels import cached_pixels
+from dspkd.data.pixels import cached_pixels, largest_square
 from dspkd.data.sources import read_table
 from dspkd.data.table import Table
 from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader
@@ -70,8 +71,13 @@ def usual_epoch(folder: Path, size: int, config: AugmentConfig) -> Callable[[], 
     return lambda: sum(len(labels) for _, labels in loader)
 
 
+def side_of(table: Table, size: int) -> int:
+    return largest_square(table, np.arange(len(table)), training_size(size))
+
+
 def our_epoch(table: Table, size: int, config: AugmentConfig, cache: Path) -> Callable[[], int]:
-    pixels = cached_pixels(table, Preprocess(size=training_size(size)), for_training=True, cache_dir=cache)
+    form = Preprocess(size=side_of(table, size))
+    pixels = cached_pixels(table, form, for_training=True, cache_dir=cache)
     ids = [sample.image_id for sample in table.samples]
     views = TrainingViews(pixels, table.labels, ids, size=size, seed=0, config=config)
     sampler = BalancedSampler(np.arange(len(table)), table.labels, balance=0.0, seed=0)
@@ -118,14 +124,16 @@ def main(data: Path, size: int, images: int, rounds: int, enlarge: int | None) -
     table, config = read_table(data), AugmentConfig()
     chosen = np.linspace(0, len(table) - 1, min(images, len(table))).astype(int)
     table = replace(table, samples=tuple(table.samples[int(i)] for i in chosen))
-    side, machine = training_size(size), describe_environment(1)
+    machine = describe_environment(1)
     with tempfile.TemporaryDirectory() as temporary:
         if enlarge is not None:
             table = enlarged(table, enlarge, Path(temporary) / "enlarged")
         pixels = np.median([np.prod(Image.open(sample.path).size) for sample in table.samples]) / 1e6
         print(f"{len(table)} images of {pixels:.2f} megapixels (median), {size} px, {machine['cpu']}, {CORES} cores\n")
+        side = side_of(table, size)
         folder = as_class_folders(table, Path(temporary) / "folders")
         decoding = {
+            f"Pillow, one after the other, {size} px": lambda: usual_decoding(table, size),
             f"Pillow, one after the other, {side} px": lambda: usual_decoding(table, side),
             f"prepare, {side} px, for training": lambda: prepared(table, side, for_training=True),
             f"prepare, {side} px, as judged": lambda: prepared(table, side, for_training=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Classifier:
     classes: tuple[str, ...]
     preprocess: Preprocess
     run: Callable[[np.ndarray], np.ndarray]
+    caution: str | None = None
+    """What has to stand beside its figures (`dspkd.protocol`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def student_classifier(student: Student, *, device: str = "cpu") -> Classifier:
         probabilities: np.ndarray = predict_probabilities(model, student.card.preprocess, pixels, device=device)
         return probabilities
 
-    return Classifier(str(student.path), student.card.classes, student.card.preprocess, run)
+    card = student.card
+    return Classifier(str(student.path), card.classes, card.preprocess, run, card.caution)
 
 
 def evaluate(
@@ -121,11 +124,21 @@ def predict(classifier: Classifier, images: Sequence[Path]) -> list[dict[str, An
     return results
 
 
-def predictions_csv(samples: Sequence[Sample], probabilities: np.ndarray, classes: Sequence[str]) -> str:
-    """One row per image: image, lesion, source, true label, predicted label, probability of every class."""
+def predictions_csv(
+    samples: Sequence[Sample],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    *,
+    known: Collection[str] | None = None,
+) -> str:
+    """One row per image: image, lesion, source, true label, predicted label, probability of every class.
+
+    For a split that leaks, `known` are the images whose lesion was learned from; a last column says which they are.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "lesion", "source", "label", "predicted", *(f"p_{name}" for name in classes)])
+    marked = [] if known is None else ["lesion_was_learned_from"]
+    writer.writerow(["image", "lesion", "source", "label", "predicted", *(f"p_{name}" for name in classes), *marked])
     for sample, row in zip(samples, probabilities, strict=True):
         predicted = classes[int(row.argmax())]
         writer.writerow(
@@ -136,6 +149,7 @@ def predictions_csv(samples: Sequence[Sample], probabilities: np.ndarray, classe
                 classes[sample.label],
                 predicted,
                 *(f"{p:.6f}" for p in row),
+                *([] if known is None else [int(sample.image_id in known)]),
             ]
         )
     return text.getvalue()

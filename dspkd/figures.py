@@ -5,6 +5,7 @@ no picture.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -35,10 +36,10 @@ def _svg(plt: Any, figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
-def curves_svg(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+def curves_svg(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, note: str | None = None) -> str | None:
     """Training loss and validation balanced accuracy per epoch; `histories` maps a name to the lines of metrics.jsonl.
 
-    A dotted line marks where a new stage begins. The loss of different stages is not comparable.
+    A dotted line marks where a new stage begins. The loss of different stages is not comparable. `note` stands above.
     """
     plt = _pyplot()
     if plt is None:
@@ -58,11 +59,18 @@ def curves_svg(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | No
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.5)
+    _head(figure, note, 110)
     return _svg(plt, figure)
 
 
-def confusion_svg(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> str | None:
-    """Confusion matrix, rows are the truth; shades are shares of the row, numbers are images."""
+def _head(figure: Any, note: str | None, width: int) -> None:
+    """`note` over the panels, in lines of so many characters."""
+    if note is not None:
+        figure.suptitle(textwrap.fill(note, width), fontsize=8, color="#c2410c")
+
+
+def confusion_svg(classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str | None = None) -> str | None:
+    """Confusion matrix, rows are the truth; shades are shares of the row, numbers are images. `note` stands above."""
     plt = _pyplot()
     if plt is None:
         return None
@@ -76,6 +84,7 @@ def confusion_svg(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> st
     axes.set_xticks(range(len(classes)), labels=classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), labels=classes)
     axes.set(xlabel="predicted", ylabel="truth")
+    _head(figure, note, 12 * len(classes))
     return _svg(plt, figure)
 
 
@@ -91,7 +100,9 @@ def _grid(plt: Any, count: int, width: float, height: float, columns: int = 4) -
     return figure, panels[:count]
 
 
-def curves_grid_svg(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str | None:
+def curves_grid_svg(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, note: str | None = None
+) -> str | None:
     """Validation balanced accuracy per epoch, one panel for each name and one line for each of its runs (seeds).
 
     `histories` maps a name to runs, each the lines of metrics.jsonl. The runs of the first name are drawn in every
@@ -116,6 +127,7 @@ def curves_grid_svg(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]
         axes.sharey(panels[0])
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("validation balanced accuracy", fontsize=9)
+    _head(figure, note, 100)
     return _svg(plt, figure)
 
 
@@ -123,7 +135,9 @@ def _validation(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[flo
     return [line["global_epoch"] for line in lines], [line["val"]["balanced_accuracy"] for line in lines]
 
 
-def confusion_grid_svg(classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]]) -> str | None:
+def confusion_grid_svg(
+    classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]], *, note: str | None = None
+) -> str | None:
     """One confusion matrix for each name: rows are the truth, shades and numbers the share of the row in percent."""
     plt = _pyplot()
     if plt is None or not matrices:
@@ -142,4 +156,5 @@ def confusion_grid_svg(classes: Sequence[str], matrices: Mapping[str, Sequence[S
         axes.set_title(name, fontsize=9)
     figure.supxlabel("predicted", fontsize=9)
     figure.supylabel("truth", fontsize=9)
+    _head(figure, note, 40)
     return _svg(plt, figure)

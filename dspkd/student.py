@@ -27,6 +27,7 @@ from dspkd.fileio import atomic_file, read_sealed_json, sha256_file, write_seale
 from dspkd.models import Architecture
 from dspkd.models.weights import fit_state_dict, read_state_dict
 from dspkd.preprocess import Preprocess
+from dspkd.protocol import caution
 
 __all__ = [
     "STUDENT_SCHEMA_VERSION",
@@ -69,6 +70,11 @@ class StudentCard(BaseModel):
     tools: dict[str, str] = {}
     quantised: dict[str, Any] | None = None
     """What `int8.safetensors` is, if there is one: its hash, quantiser, metrics, settings and tool versions."""
+
+    @property
+    def caution(self) -> str | None:
+        """What has to stand beside every figure of this network, if anything."""
+        return caution(self.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ __all__ = [
     "nice_ticks",
     "number",
     "pareto_front",
+    "percent_range",
     "scatter_chart",
     "svg",
 ]
@@ -32,7 +33,7 @@ __all__ = [
 
 Box = tuple[float, float, float, float]
 # Width of an average bold character of the style sheet's 12 px in a wide font.
-CHARACTER = 7.4
+CHARACTER = 8.2
 # Where a label may stand over or under its circle: its left end, its middle or its right end, so far from the centre.
 PLACES = ((0.0, 0.5), (4.0, 0.0), (-4.0, 1.0), (30.0, 0.0), (-30.0, 1.0), (70.0, 0.0), (-70.0, 1.0))
 # Times that differ by more than this are shown on a logarithmic axis, others on one from zero.
@@ -67,13 +68,16 @@ class Point:
     detail: str = ""
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values (1, 2, 2.5 or 5 times a power of ten apart) inside [low, high]."""
+def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+    """Round values (1, 2, 2.5 or 5 times a power of ten apart) inside [low, high]; `whole`: integers alone."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
     magnitude = 10 ** math.floor(math.log10(span / count))
-    step = next((m * magnitude for m in (1, 2, 2.5, 5, 10) if span / (m * magnitude) <= count), 10 * magnitude)
+    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next((m * magnitude for m in factors if span / (m * magnitude) <= count), 10 * magnitude)
+    if whole:
+        step = max(step, 1)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
@@ -90,8 +94,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's label."""
-    return f"{value:.10g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
+    """A tick's label, with a true minus sign."""
+    if value < 0:
+        return f"\N{MINUS SIGN}{number(-value)}"
+    return f"{value:.10g}" if value >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,8 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """Ticks at integers alone, as for epochs."""
 
     def __call__(self, value: float) -> float:
         change: Callable[[float], float] = math.log10 if self.log else float
@@ -111,7 +119,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, whole=self.whole)
 
 
 def latency_axis(values: Sequence[float], start: float, end: float) -> Axis:
@@ -180,7 +188,7 @@ def line_chart(
     elif high - low < 0.04 * abs(high):
         # What does not move shall look as if it did not move.
         low, high = low - 0.02 * abs(low), high + 0.02 * abs(high)
-    x = Axis(min(xs), max(max(xs), min(xs) + 1), 50, width - 12)
+    x = Axis(min(xs), max(max(xs), min(xs) + 1), 50, width - 12, whole=all(isinstance(px, int) for px in xs))
     y = Axis(low, high, height - 44, 26, log=log_y)
     parts = frame(x, y, x_label, y_label, height)
     for s, points in shown:
@@ -213,18 +221,22 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
     return sorted((i for i, p in enumerate(points) if not beaten(p)), key=lambda i: points[i].x)
 
 
+def percent_range(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of the scatter plot's vertical axis: the values with room around them, inside 0 to 100."""
+    margin = max(3.0, 0.25 * (max(values) - min(values)))
+    return max(0.0, min(values) - margin), min(100.0, max(values) + margin)
+
+
 def scatter_chart(points: Sequence[Point], *, title: str, x_label: str, y_label: str, narrow: bool = False) -> str:
     """Circles with y in percent, the Pareto front as a line of steps, what lies behind it paler.
 
     Wide: each circle has its label, where it hides no other. Narrow: each has its number, from 1, in the order given.
     """
-    width, height, largest = (400, 330, 15.0) if narrow else (760, 380, 19.0)
+    width, height, largest = (360, 320, 15.0) if narrow else (760, 380, 19.0)
     if not points:
         return ""
-    ys = [p.y for p in points]
-    margin = max(3.0, 0.25 * (max(ys) - min(ys)))
     x = latency_axis([p.x for p in points], 56, width - 16)
-    y = Axis(max(0.0, min(ys) - margin), min(100.0, max(ys) + margin), height - 44, 30)
+    y = Axis(*percent_range([p.y for p in points]), height - 44, 30)
     parts = frame(x, y, f"{x_label} (logarithmic)" if x.log else x_label, y_label, height)
     heaviest = max(p.weight for p in points) or 1.0
     circles = [(x(p.x), y(p.y), max(3.5, largest * math.sqrt(p.weight / heaviest))) for p in points]

@@ -22,7 +22,7 @@ def reliability_chart(
     if not filled:
         return ""
     width, height = 300, 328
-    x, y = Axis(0.0, 1.0, 40, width - 10), Axis(0.0, 1.0, 224, 28)
+    x, y = Axis(0.0, 1.0, 40, width - 14), Axis(0.0, 1.0, 224, 28)
     most = max(row["n"] for row in filled)
     counts = Axis(0.0, float(most), 288, 240)
     parts = _grid(x, y)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dspkd_bench.charts import Axis, latency_axis, nice_ticks, number, svg
+from dspkd_bench.charts import CHARACTER, Axis, latency_axis, nice_ticks, number, svg
 from dspkd_bench.report_numbers import ms
 
 __all__ = ["Strip", "strip_chart", "time_chart"]
@@ -39,7 +39,8 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str, narrow: bo
     """
     if not strips:
         return ""
-    width, pitch, left = (360, 38, 6) if narrow else (760, 25, 300)
+    longest = max(min(len(s.label), LONGEST) for s in strips)
+    width, pitch, left = (360, 46, 6) if narrow else (760, 25, min(300, 20 + CHARACTER * longest))
     height = 14 + pitch * len(strips) + 38
     x = latency_axis([v for s in strips for v in (s.least, s.p99)], left, width - 70)
     bottom = height - 38
@@ -50,7 +51,7 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str, narrow: bo
             f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
         )
     for i, strip in enumerate(strips):
-        parts += _strip(strip, x, 14 + pitch * i + (29 if narrow else 12), narrow)
+        parts += _strip(strip, x, 14 + pitch * i + (28 if narrow else 12), narrow)
     caption = f"{x_label} (logarithmic)" if x.log else x_label
     parts.append(f'<text class="label" x="{x.end:.1f}" y="{height - 4}" text-anchor="end">{escape(caption)}</text>')
     return svg(width, height, title, parts)
@@ -99,7 +100,7 @@ def time_chart(
     x = Axis(min(0.0, at_s[0]), max(at_s[-1], 1e-3), 44, width - 10 - 6.2 * max(len(name) for name, _ in guides))
     y = Axis(max(0.0, low - spare), high + spare, height - 22, 8)
     parts = []
-    for tick in nice_ticks(y.low, y.high, 3):
+    for tick in _at_least_two(y.low, y.high):
         parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(
             f'<text class="tick" x="{x.start - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
@@ -113,7 +114,13 @@ def time_chart(
     parts.append(f'<path class="dots {escape(role)}" d="{inside}"/>')
     if over:
         parts.append(f'<path class="over {escape(role)}" d="{over}"><title>above the axis</title></path>')
-    return svg(width, height, title, [*parts, *_guides([(n, v) for n, v in guides if v <= y.high], x, y)])
+    return svg(width, height, title, [*parts, *_guides([(n, v) for n, v in guides if y.low <= v <= y.high], x, y)])
+
+
+def _at_least_two(low: float, high: float) -> list[float]:
+    """Few ticks, and never a single one, from which no scale can be read."""
+    few = nice_ticks(low, high, 3)
+    return few if len(few) > 1 else nice_ticks(low, high, 6)
 
 
 def _guides(guides: Sequence[tuple[str, float]], x: Axis, y: Axis) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from dspkd_bench.interval_chart import IntervalRow, interval_chart
 __all__ = ["render_comparison"]
 
 JUDGED_BY = "balanced_accuracy"
+PANEL = (330, 236)
+"""As wide as a column of the page, so that text keeps its size."""
 
 
 def render_comparison(results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -31,9 +34,11 @@ def render_comparison(results: Mapping[str, Any], histories: Mapping[str, Sequen
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["signs"] = _signs
     return environment.get_template("compare.html.j2").render(
         title=results["title"],
         created=results["created"],
+        cautions=[results["caution"]] if results.get("caution") else [],
         notes=results["notes"],
         sentences=[_unbroken(sentence) for sentence in how_to_read(results)],
         findings=[_unbroken(sentence) for sentence in _findings(results)],
@@ -49,6 +54,11 @@ def render_comparison(results: Mapping[str, Any], histories: Mapping[str, Sequen
 def _unbroken(text: str) -> str:
     """A number stays on the line of its percent sign."""
     return text.replace(" %", "\u00a0%")
+
+
+def _signs(text: str) -> str:
+    """A true minus sign before a number; hyphens inside words stay."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _labels(results: Mapping[str, Any]) -> dict[str, str]:
@@ -100,9 +110,10 @@ def _interval_charts(results: Mapping[str, Any], pair: Mapping[str, Any]) -> lis
             if (entry := row["versus"].get(reference)) and (own := entry[JUDGED_BY])
         ]
         title = f"{_pair_title(results, pair)}: minus {labels[reference]}"
-        svg = interval_chart(rows, title=title, x_label="difference of balanced accuracy, points")
-        if svg:
-            charts.append({"title": title, "svg": svg})
+        label = "difference of balanced accuracy, points"
+        wide, narrow = (interval_chart(rows, title=title, x_label=label, narrow=narrow) for narrow in (False, True))
+        if wide:
+            charts.append({"title": title, "wide": wide, "narrow": narrow})
     return charts
 
 
@@ -132,6 +143,7 @@ def _curves(
                         x_label="epoch",
                         y_label="validation balanced accuracy, %",
                         y_range=(min(scores), max(scores)),
+                        size=PANEL,
                     ),
                 }
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-from dspkd_bench.charts import Point, Series, line_chart, scatter_chart
+from dspkd_bench.charts import Point, Series, line_chart, percent_range, scatter_chart
 from dspkd_bench.charts_latency import Strip, strip_chart, time_chart
 from dspkd_bench.report_numbers import ROLES, RUNTIMES, ms, percent, short_name, times, unbroken
 
@@ -172,6 +172,7 @@ def _scatter(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "scatter": wide,
         "scatter_narrow": narrow,
         "scatter_keys": [{"label": point.label, "role": point.role, "detail": point.detail} for point in points],
+        "scatter_from_zero": bool(points) and percent_range([p.y for p in points])[0] == 0,
         "scatter_sizes": _from_to([p.weight / 1e6 for p in points]) if points else "",
     }
 

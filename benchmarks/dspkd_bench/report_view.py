@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from dspkd.protocol import caution
 from dspkd_bench.charts import Series, line_chart
 from dspkd_bench.charts_calibration import reliability_chart
 from dspkd_bench.report_device import device_titles, device_view, file_row, headline_ratio
 from dspkd_bench.report_numbers import ROLES, RUNTIMES, count, ms, percent, times, unbroken
+from dspkd_bench.table import cautions
 
 if TYPE_CHECKING:
     from dspkd_bench.report import ReportContent, RunSummary
@@ -41,6 +43,7 @@ def view(content: ReportContent) -> dict[str, Any]:
         "title": content.title,
         "created": content.created,
         "notes": list(content.notes),
+        "cautions": _cautions(content),
         "tiles": _tiles(content.results, groups),
         "findings": _findings(groups),
         "pairs": _pairs(content.results, titles),
@@ -59,6 +62,12 @@ def view(content: ReportContent) -> dict[str, Any]:
         "commands": content.commands,
         "roles": ROLES,
     }
+
+
+def _cautions(content: ReportContent) -> list[str]:
+    own = [caution(run.card.get("data", {})) for run in content.runs]
+    measured = [sentence for result in content.results for sentence in cautions(result)]
+    return list(dict.fromkeys([*filter(None, own), *measured]))
 
 
 # Accuracy -----------------------------------------------------------------------------------------

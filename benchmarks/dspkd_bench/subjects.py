@@ -12,6 +12,7 @@ import numpy as np
 
 from dspkd.artifact import Artifact, check_runs_here, is_artifact_dir, load_artifact
 from dspkd.errors import DeviceError, UsageError
+from dspkd.protocol import caution
 from dspkd.runtimes import LoadedModel, first_line, load_model, to_input
 from dspkd.student import is_student_dir, load_student
 from dspkd_bench.agent import load_onnx
@@ -90,6 +91,12 @@ def short_name(architecture: str) -> str:
     return architecture.rpartition("/")[2]
 
 
+def _marked(validation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """With what has to stand beside these figures, if anything."""
+    text = caution(data)
+    return {**validation, "caution": text} if text else validation
+
+
 def _variant(details: dict[str, Any]) -> str:
     return ", not rewritten" if details.get("rewrite") is False else ""
 
@@ -123,7 +130,7 @@ def _network(folder: Path, threads: int, teacher_sha256: str | None) -> Subject:
         runtime=f"PyTorch {torch.__version__} eager",
         file_bytes=(folder / "model.safetensors").stat().st_size,
         weights_sha256=card.weights_sha256,
-        validation={k: validation[k] for k in HEADLINE if k in validation} if validation else None,
+        validation=_marked({k: validation[k] for k in HEADLINE if k in validation}, card.data) if validation else None,
         certificate=None,
         model_file=folder / "model.safetensors",
         run=run,
@@ -155,7 +162,9 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
         runtime=model.runtime if model else "",
         file_bytes=card.files[file].bytes,
         weights_sha256=source["weights_sha256"],
-        validation={"n": certificate["n"], **certificate["deployed"]} if certificate.get("deployed") else None,
+        validation=_marked({"n": certificate["n"], **certificate["deployed"]}, source.get("data", {}))
+        if certificate.get("deployed")
+        else None,
         certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
         model_file=folder / file,
         run=model.run if model else _elsewhere,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-__all__ = ["results_table"]
+__all__ = ["cautions", "results_table"]
 
 NOT_MEASURED = "not measured"
 
@@ -25,7 +25,13 @@ def results_table(results: dict[str, Any]) -> RenderableType:
     if results["ratios"]:
         parts += _ratios(results["ratios"])
     parts += [f"not measured: {failed['name']}: {failed['message']}" for failed in results.get("failed", [])]
-    return Group(*parts)
+    return Group(*parts, *cautions(results))
+
+
+def cautions(results: dict[str, Any]) -> list[str]:
+    """What has to stand beside the accuracies, each once."""
+    said = [(record["validation"] or {}).get("caution") for record in results["subjects"]]
+    return list(dict.fromkeys(filter(None, said)))
 
 
 def _subjects(results: dict[str, Any]) -> Table:

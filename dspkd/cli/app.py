@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 import dspkd
-from dspkd.cli import comparing, data, doctor, measuring, preparing, sharing, training, using
+from dspkd.cli import augmenting, comparing, data, doctor, measuring, preparing, sharing, training, using
 from dspkd.errors import DspkdError
 
 __all__ = ["app", "main"]
@@ -67,6 +67,7 @@ for _name, _verb in _VERBS.items():
 _DATA_VERBS: dict[str, Callable[..., None]] = {
     "check": data.check,
     "prepare": preparing.prepare,
+    "augment": augmenting.augment,
 }
 for _name, _verb in _DATA_VERBS.items():
     data.app.command(_name, help=_reflowed(_verb.__doc__ or ""))(_verb)

@@ -36,15 +36,15 @@ def prepare(
     """Decode and resize the images once, for all later runs at this size.
 
     Runs do it by themselves when they start; this does it beforehand, on a machine without the GPU that would wait.
-    Needs the images, in any of the layouts that the README lists. Those of the training part get a quarter more pixels,
-    from which views are cut, and large JPEGs among them are decoded at a reduced size. Writes into $DSPKD_CACHE or the
-    user's cache folder. May be interrupted and given again.
+    Needs the images, in any of the layouts that the README lists. Those of the training part keep up to a quarter more
+    pixels, from which views are cut, and large JPEGs among them are decoded at a reduced size. Writes into $DSPKD_CACHE
+    or the user's cache folder. May be interrupted and given again.
     """
     from dspkd.config import DataConfig
     from dspkd.data.pixels import default_cache_dir, pixel_cache
     from dspkd.models import pretrained_preprocess
     from dspkd.preprocess import Preprocess
-    from dspkd.train.prepare import prepare_data, training_preprocess, training_size
+    from dspkd.train.prepare import prepare_data
 
     config, cleaning = DataConfig(root=data, split=split), _cleaning(set_)
     started = time.perf_counter()
@@ -58,15 +58,16 @@ def prepare(
     except KeyboardInterrupt:
         typer.echo("dspkd: interrupted; give the same command again to go on", err=True)
         raise typer.Exit(130) from None
+    side = found.training_side(size)
     files = [
         pixel_cache(found.table, wanted, for_training=training).path
         for form in forms
-        for wanted, training in ((training_preprocess(form), True), (form, False))
+        for wanted, training in ((found.training_preprocess(form), True), (form, False))
     ]
     judged = len(found.part("val")) + len(found.part("test"))
     result = {
         "images": {"training": len(found.part("train")), "judging": judged},
-        "size": {"training": training_size(size), "judging": size},
+        "size": {"training": side, "judging": size},
         "seconds": round(time.perf_counter() - started, 2),
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
     }
@@ -74,7 +75,7 @@ def prepare(
         print_json(result)
         return
     total = sum(path.stat().st_size for path in files) / 1e9
-    learned = f"{len(found.part('train'))} images to learn from at {training_size(size)} px"
+    learned = f"{len(found.part('train'))} images to learn from at {side} px"
     place = f"{total:.2f} GB in {default_cache_dir()}, {result['seconds']} s"
     say(f"{learned}, {judged} to judge on at {size} px: {place}")
 

@@ -110,6 +110,8 @@ def export(
             say(f"skipped: {name} has no {missing}")
     if (cleaning := student.card.preprocess.cleaning).is_on:
         say(f"not in the models: {cleaning}; who gives them pictures does that first (export/preprocessing.md)")
+    if student.card.caution:
+        say(student.card.caution)
     runnable = [str(a.path) for a in artifacts if a.card.certificate["passed"]]
     if runnable:
         say(f"next: dspkd bench {' '.join(runnable)} --student {run}")
@@ -185,12 +187,14 @@ def artifact_classifier(folder: Path) -> Classifier:
     """An artifact on its own runtime, as `eval` and `predict` use it."""
     from dspkd.artifact import check_runs_here, load_artifact
     from dspkd.evaluate import Classifier
+    from dspkd.protocol import caution
     from dspkd.runtimes import load_model
 
     artifact = load_artifact(folder)
     check_runs_here(artifact)
     model = load_model(artifact.card.target, artifact.model_path)
-    return Classifier(str(folder), artifact.card.classes, artifact.card.preprocess, model.answer)
+    card = artifact.card
+    return Classifier(str(folder), card.classes, card.preprocess, model.answer, caution(card.source.get("data", {})))
 
 
 def verify(

@@ -300,6 +300,8 @@ def _show(student: Student, as_json: bool) -> None:
     )
     for part in ("val", "test"):
         say(f"  {part:5s} {headline(card.metrics[part])}")
+    if card.caution:
+        say(f"  {card.caution}")
     say(f"written to {student.path}")
     say(f"next: dspkd export {student.path} --target onnx,executorch --out artifacts/")
 

@@ -42,11 +42,13 @@ def evaluate(
     learned = _learned_images(model, [sample.image_id for sample in result.samples])
     if as_json:
         extra = {"model": str(model), "data": str(data), "part": part, "training_images": learned}
+        if classifier.caution:
+            extra["caution"] = classifier.caution
         print_json({**extra, **result.metrics})
         return
     if learned:
         say(f"{learned} of these {len(result.samples)} images are among those that the model learned from")
-    for remark in result.remarks:
+    for remark in (*result.remarks, *filter(None, [classifier.caution])):
         say(remark)
     say(headline(result.metrics))
     for source, own in result.metrics.get("by_source", {}).items():

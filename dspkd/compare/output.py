@@ -27,6 +27,7 @@ def write_tables(out: Path, collected: Collected) -> None:
     write_text(out / "tables.csv", comparison_csv(results))
     write_text(out / "runs.csv", runs_csv(results))
     labels = {method["name"]: method["label"] for method in results["methods"]}
+    note = results["caution"]
     for pair in results["pairs"]:
         histories = {}
         for row in pair["rows"]:
@@ -40,8 +41,8 @@ def write_tables(out: Path, collected: Collected) -> None:
         confusions = {labels[row["method"]]: row["confusion"] for row in pair["rows"] if "confusion" in row}
         name = "-".join(filter(None, [pair["teacher"], pair["student"]]))
         for file, picture in (
-            (f"curves-{name}.svg", curves_grid_svg({k: v for k, v in histories.items() if v})),
-            (f"confusion-{name}.svg", confusion_grid_svg(results["classes"], confusions)),
+            (f"curves-{name}.svg", curves_grid_svg({k: v for k, v in histories.items() if v}, note=note)),
+            (f"confusion-{name}.svg", confusion_grid_svg(results["classes"], confusions, note=note)),
         ):
             if picture is not None:
                 write_text(out / file, picture)
@@ -49,6 +50,8 @@ def write_tables(out: Path, collected: Collected) -> None:
 
 def comparison_markdown(results: Mapping[str, Any]) -> str:
     lines = [f"# {results['title']}", ""]
+    if results["caution"]:
+        lines += [f"**{results['caution']}**", ""]
     if results["notes"]:
         lines += [results["notes"].strip(), ""]
     for sentence in how_to_read(results):

@@ -128,6 +128,7 @@ class _Collector:
             "lesions": frame.lesion_count,
             "parts": dict(next(iter(self.runs.values())).card.data["images"]),
             "split_sha256": next(iter(self.runs.values())).card.data["split_sha256"],
+            "caution": next(iter(self.runs.values())).card.caution,
             "repetitions": REPETITIONS,
             "references": list(comparison.compared_with),
             "networks": self._networks(),

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from dspkd.data.table import Table
 from dspkd.errors import DataError, OutputError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes
-from dspkd.npz_images import picture_file
+from dspkd.npz_images import array_shape, picture_file, picture_of
 from dspkd.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,7 +32,7 @@ from dspkd.preprocess import (
     resize_square_quickly,
 )
 
-__all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "file_states", "pixel_cache"]
+__all__ = ["PixelCache", "cached_pixels", "default_cache_dir", "file_states", "largest_square", "pixel_cache"]
 
 Progress = Callable[[int, int, str], None]
 # Counted up when `dspkd.preprocess` comes to give other pixels for the same file.
@@ -200,6 +201,31 @@ def cached_pixels(
             hint="choose another place with DSPKD_CACHE",
         ) from error
     return cache.open()
+
+
+def largest_square(table: Table, positions: np.ndarray, enough: int) -> int:
+    """Side of the largest centred square that any of these images has, from their headers; `enough` as soon as one has
+    that. An image that cannot be read does not count: decoding it says what is wrong.
+    """
+    largest = 0
+    archives: dict[tuple[Path, str], int] = {}
+    for index in positions:
+        path = table.samples[int(index)].path
+        try:
+            if inside := picture_of(path):
+                archive, array, _ = inside
+                if (archive, array) not in archives:
+                    archives[archive, array] = min(array_shape(archive, array)[1:3])
+                side = archives[archive, array]
+            else:
+                with Image.open(path) as opened:
+                    side = min(opened.size)
+        except (DataError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue
+        largest = max(largest, side)
+        if largest >= enough:
+            return enough
+    return largest or enough
 
 
 def _key(table: Table, preprocess: Preprocess, for_training: bool) -> str:

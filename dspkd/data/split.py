@@ -14,6 +14,7 @@ import numpy as np
 from dspkd.data.table import PARTS, Table
 from dspkd.errors import DataError, DspkdError
 from dspkd.fileio import canonical_json, read_sealed_json, sha256_bytes, write_sealed_json
+from dspkd.protocol import PAPER
 
 __all__ = [
     "PARTS",
@@ -22,6 +23,7 @@ __all__ = [
     "crossing_groups",
     "indices",
     "joined_groups",
+    "known_images",
     "load_split",
     "make_split",
     "read_split",
@@ -45,12 +47,17 @@ class Split:
     table_sha256: str
     warnings: tuple[str, ...] = ()
     method: str = "lesions"
-    """`lesions`, `column` (the data set's own parts) or `fold K of N`."""
+    """`lesions`, `column` (the data set's own parts), `fold K of N` or `paper` (by picture: it leaks)."""
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the three parts and the data set; the same for any order of the ids."""
         return sha256_bytes(canonical_json([self.table_sha256, *(sorted(getattr(self, part)) for part in PARTS)]))
+
+    @property
+    def leaks(self) -> bool:
+        """Made by the paper's protocol: lesions cross it."""
+        return self.method == PAPER
 
 
 def make_split(
@@ -63,6 +70,7 @@ def make_split(
     fold: int = 0,
     by_column: bool | None = None,
     duplicates: Iterable[Sequence[str]] = (),
+    protocol: str = "lesions",
 ) -> Split:
     """Divide lesions so that every class keeps its share in every part, as nearly as whole lesions allow.
 
@@ -75,12 +83,16 @@ def make_split(
     With `folds` the lesions are first dealt into that many folds; number `fold` is the test part, and the validation
     part, the share `val` of all images, is taken from the others. A data set that brings its own parts keeps them
     (unless `by_column` is false or `folds` is given); if it has no validation part, one is taken from the training
-    part.
+    part. With the protocol `paper` every picture is dealt out on its own and the data set's own parts are not asked
+    for; such a split leaks and says so in its `method`.
 
     Raises DataError if there are too few lesions, or if a lesion or duplicate crosses the parts that the data set
     brings.
     """
-    groups = joined_groups(table, duplicates)
+    if protocol == PAPER:
+        groups, by_column = tuple(sample.image_id for sample in table.samples), False
+    else:
+        groups = joined_groups(table, duplicates)
     if by_column is None:
         by_column = folds is None and any(sample.part for sample in table.samples)
     deal = _Dealing(table, groups, seed)
@@ -96,7 +108,7 @@ def make_split(
         train, held_out = deal(remaining, [1 - val * folds / (folds - 1), val * folds / (folds - 1)])
         parts = {"train": deal.images(train), "val": deal.images(held_out), "test": deal.images(dealt[fold])}
     else:
-        method = "lesions"
+        method = PAPER if protocol == PAPER else "lesions"
         dealt = deal(deal.lesions, [1.0 - val - test, val, test])
         parts = {part: deal.images(names) for part, names in zip(PARTS, dealt, strict=True)}
     if not all(parts.values()):
@@ -131,6 +143,13 @@ def joined_groups(table: Table, duplicates: Iterable[Sequence[str]] = ()) -> tup
         for name in names[1:]:
             leader[name] = names[0]
     return tuple(find(sample.group) for sample in table.samples)
+
+
+def known_images(split: Split, table: Table, part: str) -> frozenset[str]:
+    """Ids of the images of `part` that show a lesion of the training part. Empty unless the split leaks."""
+    learned, asked = set(split.train), set(getattr(split, part))
+    lesions = {sample.group for sample in table.samples if sample.image_id in learned}
+    return frozenset(s.image_id for s in table.samples if s.image_id in asked and s.group in lesions)
 
 
 def crossing_groups(groups: Sequence[str], parts: Sequence[str | None]) -> dict[str, list[str]]:

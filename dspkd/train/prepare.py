@@ -12,29 +12,25 @@ import numpy as np
 from dspkd.cleaning import Cleaning
 from dspkd.config import DataConfig, RunConfig
 from dspkd.data.fingerprints import Progress, duplicate_images
-from dspkd.data.pixels import cached_pixels
+from dspkd.data.pixels import cached_pixels, largest_square
 from dspkd.data.sources import Table, read_table
-from dspkd.data.split import Split, indices, load_split, make_split, read_split
+from dspkd.data.split import PARTS, Split, indices, known_images, load_split, make_split, read_split
 from dspkd.errors import DataError
 from dspkd.preprocess import Preprocess
+from dspkd.protocol import PAPER, caution
 from dspkd.student import Student, StudentCard
 from dspkd.train.reporter import Reporter
 
-__all__ = ["PreparedData", "new_split", "prepare_data", "run_cleaning", "training_preprocess", "training_size"]
+__all__ = ["PreparedData", "new_split", "prepare_data", "run_cleaning", "training_size"]
 
 SPLIT_FILE = "split.json"
 
 
 def training_size(size: int) -> int:
-    """Side of the pixels that random crops are cut from: a quarter more than the network's input, so that they
-    stay sharp.
+    """Side of the pixels that random crops are cut from, where the images have it: a quarter more than the network's
+    input, so that they stay sharp.
     """
     return -(-size * 5 // 4)
-
-
-def training_preprocess(preprocess: Preprocess) -> Preprocess:
-    """How training pixels are made: as those that judge, but larger."""
-    return preprocess.model_copy(update={"size": training_size(preprocess.size)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +51,33 @@ class PreparedData:
         )
 
     def training_pixels(self, preprocess: Preprocess, reporter: Reporter) -> np.ndarray:
-        """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_size(size)`."""
+        """uint8 (N, S, S, 3) in the table's order, with the training part, S being `training_side(size)`."""
         return cached_pixels(
             self.table,
-            training_preprocess(preprocess),
+            self.training_preprocess(preprocess),
             positions=self.part("train"),
             for_training=True,
             cache_dir=self.cache_dir,
             progress=reporter.progress,
         )
 
-    def decode(self, preprocess: Preprocess, reporter: Reporter) -> np.ndarray:
-        """Everything that a run with this preprocessing reads, once for all runs. Gives the pixels that judge."""
-        self.training_pixels(preprocess, reporter)
+    def training_side(self, size: int) -> int:
+        """Side of the pixels that views are cut from: `training_size(size)`, or that of the largest training image if
+        all are smaller. Enlarged, they would take more space and more time and be no sharper.
+        """
+        return largest_square(self.table, self.part("train"), training_size(size))
+
+    def training_preprocess(self, preprocess: Preprocess) -> Preprocess:
+        """How training pixels are made: as those that judge, but of `training_side`."""
+        return preprocess.model_copy(update={"size": self.training_side(preprocess.size)})
+
+    def decode(self, preprocess: Preprocess, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+        """Everything that a run with this preprocessing reads, once for all runs: `training_pixels` and the pixels that
+        judge.
+        """
+        training = self.training_pixels(preprocess, reporter)
         judging = np.concatenate([self.part("val"), self.part("test")])
-        return self.pixels(preprocess, judging, reporter)
+        return training, self.pixels(preprocess, judging, reporter)
 
     def groups(self, positions: np.ndarray) -> list[str]:
         return [self.table.samples[int(i)].group for i in positions]
@@ -79,12 +87,20 @@ class PreparedData:
         return [self.table.samples[int(i)].image_id for i in chosen]
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described = {
             "root": str(self.table.root),
             "table_sha256": self.table.sha256,
             "split_sha256": self.split.sha256,
-            "images": {name: len(getattr(self.split, name)) for name in ("train", "val", "test")},
+            "images": {name: len(getattr(self.split, name)) for name in PARTS},
         }
+        if self.split.leaks:
+            described["protocol"] = PAPER
+            described["leak"] = {part: len(known_images(self.split, self.table, part)) for part in ("val", "test")}
+        return described
+
+    @property
+    def caution(self) -> str | None:
+        return caution(self.describe())
 
 
 def run_cleaning(config: RunConfig, teacher: StudentCard | None) -> Cleaning:
@@ -130,7 +146,7 @@ def prepare_data(
 def new_split(table: Table, config: DataConfig, *, progress: Progress | None = None) -> Split:
     """The split that `config` describes, whatever was stored before."""
     duplicates: list[tuple[str, str]] = []
-    if config.join_duplicates:
+    if config.join_duplicates and config.protocol != PAPER:
         duplicates = duplicate_images(table, cache_dir=config.cache_dir, progress=progress)
     return make_split(
         table,
@@ -141,12 +157,16 @@ def new_split(table: Table, config: DataConfig, *, progress: Progress | None = N
         fold=config.fold,
         by_column=config.own_split,
         duplicates=duplicates,
+        protocol=config.protocol,
     )
 
 
 def _refuse_what_the_teacher_knows(teacher_split: Path, split: Split, table: Table) -> None:
     """Also where the student's images are not quite the teacher's: no lesion that the teacher learned may judge."""
-    learned = set(read_split(teacher_split)["train"])
+    stored = read_split(teacher_split)
+    if split.leaks and stored["split_sha256"] == split.sha256:
+        return  # The same leak for both networks, which everything made with it says.
+    learned = set(stored["train"])
     lesions = {sample.group for sample in table.samples if sample.image_id in learned}
     judging = {*split.val, *split.test}
     known = [s.image_id for s in table.samples if s.image_id in judging and s.group in lesions]

@@ -17,7 +17,7 @@ from torch import nn
 
 from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
 from dspkd.data.rand_augment import rare_classes
-from dspkd.data.split import save_split
+from dspkd.data.split import known_images, save_split
 from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
@@ -163,11 +163,10 @@ class _Run:
         resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
         if resumed is not None and resumed["fingerprint"] != _fingerprint(config):
             raise _other_config(config)
-        for warning in (*self.data.table.remarks, *self.data.split.warnings):
+        for warning in (*self.data.table.remarks, *self.data.split.warnings, *filter(None, [self.data.caution])):
             self.reporter.message(f"warning: {warning}")
         model = self._initial_model(fresh=resumed is None)
-        self.pixels = self.data.decode(self.preprocess, self.reporter)
-        self.train_pixels = self.data.training_pixels(self.preprocess, self.reporter)
+        self.train_pixels, self.pixels = self.data.decode(self.preprocess, self.reporter)
         # Only now: a start that fails on an image or on the model must not take the folder.
         if not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)
@@ -318,7 +317,9 @@ class _Run:
         from dspkd.evaluate import predictions_csv
 
         samples = [self.data.table.samples[int(i)] for i in positions]
-        write_text(self.config.out / f"predictions-{part}.csv", predictions_csv(samples, probabilities, self.classes))
+        known = known_images(self.data.split, self.data.table, part) if self.data.split.leaks else None
+        text = predictions_csv(samples, probabilities, self.classes, known=known)
+        write_text(self.config.out / f"predictions-{part}.csv", text)
 
     def _end_epoch(
         self,
@@ -410,8 +411,8 @@ class _Run:
         from dspkd.figures import confusion_svg, curves_svg
 
         for name, picture in (
-            ("curves.svg", curves_svg({self.architecture.short_name: self.history})),
-            ("confusion.svg", confusion_svg(list(self.classes), test["confusion"])),
+            ("curves.svg", curves_svg({self.architecture.short_name: self.history}, note=self.data.caution)),
+            ("confusion.svg", confusion_svg(list(self.classes), test["confusion"], note=self.data.caution)),
         ):
             if picture is None:
                 self.reporter.message(f"{name} was not drawn: matplotlib is missing (pip install 'dspkd[report]')")

@@ -15,7 +15,14 @@ from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.live_channels import Widths
 from dspkd_export.quantised_graph import int8_graph_of, xnnpack_quantiser
 
-__all__ = ["MODEL_FILE", "HalfInside", "compile_executorch", "delegation_details", "quantised_by"]
+__all__ = [
+    "MODEL_FILE",
+    "HalfInside",
+    "compile_executorch",
+    "delegation_details",
+    "quantised_by",
+    "turn_before_quantising",
+]
 
 MODEL_FILE = "model.pte"
 # XNNPACK takes a narrower and slower kernel for a float convolution when that computes fewer channels for nothing: for
@@ -44,11 +51,14 @@ def compile_executorch(job: ExportJob) -> Compiled:
             module = HalfInside(module).eval()
     calibration = job.calibration_input() if job.precision == "int8" and not job.trained_int8 else None
     with quiet_libraries():
+        if job.trained_int8:
+            turn_before_quantising(module)
         exported = torch.export.export(module, example, strict=False)
         if calibration is not None:
             quantised = quantised_by(
                 xnnpack_quantiser(), exported.module(check_guards=False), torch.from_numpy(calibration)
             )
+            turn_before_quantising(quantised)
             exported = torch.export.export(quantised, example, strict=False)
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         details = delegation_details("XNNPACK", lowered)
@@ -106,6 +116,29 @@ def quantised_by(quantizer: Any, graph: Any, images: Tensor) -> Any:
         for image in images:
             prepared(image[None])
     return convert_pt2e(prepared)
+
+
+def turn_before_quantising(graph: Any) -> None:
+    """Let the picture become NHWC, as XNNPACK convolves it, while it is still float32. In place; nothing else changes.
+
+    Left to itself the lowering turns it after it was quantised, and XNNPACK takes three times as long to move its bytes
+    as its floats (0.12 and 0.04 ms of 1.5 for 224 px on an AMD EPYC).
+    """
+    quantise = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target != quantise:
+            continue
+        picture = node.args[0]
+        value = picture.meta.get("val")
+        if value is not None and value.ndim == 4 and value.shape[1] == 3:
+            with graph.graph.inserting_before(node):
+                turned = graph.graph.call_function(
+                    torch.ops.aten._to_copy.default, (picture,), {"memory_format": torch.channels_last}
+                )
+            node.replace_input_with(picture, turned)
+            graph.recompile()
+        # What is quantised first is the picture, or the network reads it in a way of its own.
+        return
 
 
 def _nodes_outside(graph: Any) -> list[dict[str, str]]:

@@ -161,6 +161,8 @@ def _build(
         certificate = certificate_of(compiled.loaded)
     else:
         certificate = not_certified(compiled.not_run, certificate_of(compiled.stand_in) if compiled.stand_in else None)
+    if card.caution:
+        certificate["caution"] = card.caution
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     pixels = np.ascontiguousarray(images.pixels[chosen])
     said = describe_model(card.classes, card.preprocess)

@@ -31,6 +31,16 @@ def test_a_run_finds_everything_decoded(dspkd, tiny_data, cache, tmp_path, monke
     assert code == 0, err
 
 
+def test_small_pictures_are_not_enlarged_and_are_learned_from(dspkd, tiny_data, cache, tmp_path):
+    code, out, _ = dspkd("data", "prepare", tiny_data, "--size", "64", "--json")
+    assert code == 0
+    assert json.loads(out)["size"] == {"training": 48, "judging": 64}
+    words = ("--epochs", "1", "--size", "64", "--batch-size", "8", "--out", tmp_path / "run")
+    code, _, err = dspkd("train", "shufflenet_v2_x0_5", "--data", tiny_data, *words)
+    assert code == 0, err
+    assert sorted(path.name.split("-")[1] for path in cache.glob("*.npy")) == ["48", "64"]
+
+
 def test_it_says_what_it_did(dspkd, tiny_data, cache):
     code, out, _ = dspkd("data", "prepare", tiny_data, "--size", "32", "--model", "shufflenet_v2_x1_0")
     assert code == 0

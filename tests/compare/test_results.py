@@ -265,7 +265,8 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(tmp_path):
     assert "&lt;script&gt;" in page
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
     assert page.count('class="heat') == 4
-    assert page.count("<svg") == 2 + 3  # two references; the curves of three methods beside the undistilled student
+    # Two references, each drawn wide and narrow; the curves of three methods beside the undistilled student.
+    assert page.count("<svg") == 2 * 2 + 3
     for table in comparison_tables(collected.results):
         assert table.title in page
 

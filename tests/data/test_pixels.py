@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dspkd.data import pixels as module
-from dspkd.data.pixels import cached_pixels, default_cache_dir, pixel_cache
+from dspkd.data.pixels import cached_pixels, default_cache_dir, largest_square, pixel_cache
 from dspkd.data.sources import Sample, Table, read_table
 from dspkd.errors import DataError, OutputError
 from dspkd.preprocess import Preprocess, load_pixels, load_rgb
@@ -215,6 +215,25 @@ def test_large_jpegs_for_training_are_decoded_smaller(tmp_path, cache):
     fast = cached_pixels(table, Preprocess(size=48), for_training=True, cache_dir=cache)
     assert load_rgb(tmp_path / "x.jpg", at_least=96).size == (160, 120)
     assert np.abs(exact.astype(int) - fast).max() <= 4 and not np.array_equal(exact, fast)
+
+
+def test_nothing_is_enlarged_for_training(table, tmp_path):
+    """All pictures are 40 x 30, so 30 pixels are all that there is."""
+    everything = np.arange(4)
+    assert largest_square(table, everything, 100) == 30
+    assert largest_square(table, everything, 20) == 20
+    Image.new("RGB", (70, 80)).save(tmp_path / "3.bmp")
+    assert largest_square(table, everything, 100) == 70
+    assert largest_square(table, everything[:3], 100) == 30
+    (tmp_path / "0.bmp").write_bytes(b"no picture")
+    assert largest_square(table, everything[:3], 100) == 30
+    assert largest_square(table, everything[:1], 100) == 100
+
+
+def test_pictures_in_an_archive_are_measured_by_its_header(tmp_path):
+    np.savez(tmp_path / "set.npz", train_images=np.zeros((5, 28, 36, 3), np.uint8))
+    samples = tuple(Sample(str(i), tmp_path / "set.npz" / "train_images" / str(i), 0, str(i)) for i in range(5))
+    assert largest_square(Table(tmp_path, ("A",), samples), np.arange(5), 80) == 28
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):

@@ -71,7 +71,11 @@ def read_plain_csv(path: Path, classes: Sequence[str] | None, report: Report, *,
         part = part_of(row.get("split"), where, report)
         samples.append(make_sample(image, found, chosen[row["label"]], row, listed=where, part=part))
     report_missing_files(path, missing, folder, report)
-    return Table(path.parent, tuple(chosen), tuple(samples), LAYOUT)
+    copies = sum(bool(row.get("copy_of")) for _, row in rows.values())
+    remarks = (
+        [f"{copies} of {len(rows)} pictures are augmented copies (column copy_of of {path.name})"] if copies else []
+    )
+    return Table(path.parent, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
 
 
 def _rows(table: CsvTable, column: str, report: Report) -> dict[str, tuple[int, dict[str, str]]]:
