@@ -21,6 +21,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "StageConfig",
+    "TeacherCacheConfig",
     "apply_overrides",
     "load_toml",
     "parse_run_config",
@@ -78,6 +79,22 @@ class AugmentConfig(_Frozen):
     images than the average class ("rare", the paper's way), or for all."""
     rand_augment_magnitude: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of each operation's range. The paper gives none; 0.3 is RandAugment's usual 9 of 30."""
+    views: int | None = Field(default=None, ge=1)
+    """Epoch e shows the views of epoch e mod `views`. None: every epoch has new ones. An approximation that lets a
+    teacher's stored answers serve again."""
+    seed: int | None = Field(default=None, ge=0)
+    """Of the views. None: the run's. Runs with different seeds share a teacher cache if this is the same."""
+
+
+class TeacherCacheConfig(_Frozen):
+    """Where a frozen teacher's answers are stored and read, for the methods that allow it."""
+
+    where: str = "off"
+    """off; auto: beside the decoded pixels, under a name that says what it belongs to; else a folder."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 takes half of the space. The student then learns from rounded answers."""
+    max_gib: float = Field(default=10.0, gt=0.0)
+    """A stage whose answers would take more is not cached."""
 
 
 class OptimizerConfig(_Frozen):
@@ -119,6 +136,7 @@ class RunConfig(_Frozen):
     """A model folder. Its split is reused, so that the student is never tested on what the teacher saw."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
+    teacher_cache: TeacherCacheConfig = TeacherCacheConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     size: int = Field(default=224, ge=32, le=2048)
     batch_size: int = Field(default=64, ge=2)

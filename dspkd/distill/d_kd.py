@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs, class_weights
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs, class_weights
 from dspkd.distill.features import layer_normalised, needs_normalising, pooled, resized
 from dspkd.distill.relations import (
     ChannelRegressor,
@@ -91,6 +91,7 @@ class DKD(Method):
         self.settings = settings
         self.student_final, self.teacher_final = context.student_final, context.teacher_final
         self.student_taps, self.teacher_taps = (context.student_final,), (context.teacher_final,)
+        self.teacher_reads = (LOGITS, context.teacher_final)
         self.relations = DualRelations(settings, context)
         self.register_buffer("class_weights", class_weights(context.class_shares), persistent=False)
 

@@ -113,7 +113,9 @@ class RowStore:
         return 4 * self.blocks + block * self.rows_per_block * self.row_bytes
 
     def _mapped(self) -> np.ndarray | None:
-        if self._map is None and self._has_right_size():
+        if not self._has_right_size():
+            self._map = None  # also where it had been: reading a map beyond the file's end is a crash
+        elif self._map is None:
             self._map = np.memmap(self.path, np.uint8, mode="r")
         return self._map
 

@@ -16,27 +16,36 @@ import torch
 from torch import nn
 
 from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
+from dspkd.data.pixels import pixel_cache
 from dspkd.data.rand_augment import rare_classes
 from dspkd.data.split import save_split
-from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader, resident
+from dspkd.data.views import TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
 from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
+from dspkd.train.draws import Draws, most_draws
 from dspkd.train.metrics import summarise
-from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data
+from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, training_size
 from dspkd.train.reporter import Reporter
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import StageTask, method_context, predict_probabilities
+from dspkd.train.teacher_answers import TeacherAnswers
+from dspkd.train.teacher_cache import Slots, TeacherCache, cache_identity
 
 __all__ = ["read_run_config", "run"]
 
 CONFIG_FILE = "config.toml"
 LAST, BEST = Path("checkpoints/last.pt"), Path("checkpoints/best.pt")
 # What may change between a kill and its resume without changing the result.
-_NOT_PART_OF_THE_RESULT = {"out": ..., "device": ..., "data": {"workers": ..., "cache_dir": ...}}
+_NOT_PART_OF_THE_RESULT = {
+    "out": ...,
+    "device": ...,
+    "data": {"workers": ..., "cache_dir": ...},
+    "teacher_cache": ...,
+}
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
@@ -84,6 +93,10 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _fingerprint(config: RunConfig) -> str:
     """Hash of everything that decides the result."""
     values = config.model_dump(mode="json", exclude=_NOT_PART_OF_THE_RESULT)  # type: ignore[arg-type]
+    # Checkpoints of before these keys existed go on.
+    values["augment"] = {key: value for key, value in values["augment"].items() if value is not None}
+    if config.teacher_cache.where != "off" and config.teacher_cache.dtype != "float32":
+        values["teacher_cache"] = config.teacher_cache.dtype
     return sha256_bytes(canonical_json(values))
 
 
@@ -229,32 +242,93 @@ class _Run:
             optimizer.load_state_dict(resumed["optimizer"])
             torch.set_rng_state(resumed["rng"])
         train = self.data.part("train")
-        sampler = BalancedSampler(train, self.data.table.labels, balance=config.data.balance, seed=config.seed)
         labels = self.data.table.labels
+        sampler = Draws(
+            train, labels, balance=config.data.balance, seed=config.seed,
+            views=config.augment.views, batch_size=config.batch_size,
+        )  # fmt: skip
         views = TrainingViews(
             resident(self.train_pixels, fabric.device),
             labels,
             self.data.image_ids(),
             size=config.size,
-            seed=config.seed,
+            seed=config.seed if config.augment.seed is None else config.augment.seed,
             config=config.augment,
             rare=frozenset(rare_classes(labels[train]).tolist()),
             device=fabric.device,
         )
         loader = ViewLoader(views, sampler, batch_size=config.batch_size, workers=config.data.workers)
+        answers = self._teacher_answers(index, task, views, sampler)
         try:
             for epoch in range(self.position.epoch, stage.epochs):
                 sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
-                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader)
+                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader, answers)
                 validation = self._evaluate(model, "val", intervals=False)
                 record["val"] = {k: validation[k] for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
                 self._end_epoch(index, epoch, record, model, task, optimizer)
         finally:
+            if answers is not None:
+                answers.flush()
             task.close()
+        if answers is not None:
+            self.reporter.message(f"teacher: asked {answers.asked} times, {answers.read} answers read from the cache")
+            if answers.cache.damaged:
+                self.reporter.message(f"warning: {answers.cache.damaged} damaged blocks of the cache were made again")
         self.handed_on = {key: value.cpu() for key, value in method.state_dict().items()}
         # The next stage looks at both networks on the CPU before it begins.
         model.to("cpu")
         task.place_teacher(torch.device("cpu"))
+
+    def _teacher_answers(
+        self, index: int, task: StageTask, views: TrainingViews, sampler: Draws
+    ) -> TeacherAnswers | None:
+        """None where the stage asks its teacher at every step."""
+        settings, stages, name = self.config.teacher_cache, self.config.stages, self.config.stages[index].method
+        if settings.where == "off" or not task.method.needs_teacher or self.teacher is None:
+            return None
+        if task.method.teacher_reads is None:
+            self.reporter.message(f"{name}: the teacher's answers cannot be stored for this method")
+            return None
+
+        def ask(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            with self.fabric.autocast():
+                return task.ask_teacher(pixels)
+
+        blank = torch.zeros((1, 3, views.size, views.size), dtype=torch.uint8, device=views.device)
+        shapes = {quantity: tuple(value.shape[1:]) for quantity, value in ask(blank).items()}
+        cache = self._teacher_cache(views, Slots.of(most_draws(sampler)))
+        wanted = min(stages[index].epochs, self.config.augment.views or stages[index].epochs)
+        size = wanted * sum(cache.file_bytes(shape) for shape in shapes.values())
+        size += cache.stored_bytes(without=frozenset(shapes))
+        if size > settings.max_gib * 2**30:
+            self.reporter.message(
+                f"{name}: not cached, the teacher's answers for {wanted} views would take {size / 2**30:.1f} GiB "
+                f"(teacher_cache.max_gib is {settings.max_gib:g}; --views N takes fewer)"
+            )
+            return None
+        augment = self.config.augment
+        return TeacherAnswers(
+            cache, ask, shapes, self.reporter, whole_batches=augment.views is None and augment.seed is None
+        )
+
+    def _teacher_cache(self, views: TrainingViews, slots: Slots) -> TeacherCache:
+        config = self.config
+        assert self.teacher is not None
+        pixels = pixel_cache(
+            self.data.table,
+            training_size(config.size),
+            self.preprocess.interpolation,
+            for_training=True,
+            cache_dir=self.data.cache_dir,
+        )
+        dtype = config.teacher_cache.dtype
+        identity = cache_identity(
+            views, self.teacher, slots, pixels=pixels.path.stem, dtype=dtype, precision=config.precision
+        )
+        folder = Path(config.teacher_cache.where)
+        if config.teacher_cache.where == "auto":
+            folder = pixels.path.parent / f"teacher-{sha256_bytes(canonical_json(identity))[:20]}"
+        return TeacherCache(folder, identity, slots, dtype=dtype)
 
     def _class_shares(self) -> tuple[float, ...]:
         """How often `BalancedSampler` draws each class."""
@@ -263,7 +337,15 @@ class _Run:
         weights = np.where(counts > 0, counts ** (1.0 - self.config.data.balance), 0.0)
         return tuple(float(share) for share in weights / weights.sum())
 
-    def _train_epoch(self, stage: StageConfig, epoch: int, task: Any, optimizer: Any, loader: Any) -> dict[str, Any]:
+    def _train_epoch(
+        self,
+        stage: StageConfig,
+        epoch: int,
+        task: Any,
+        optimizer: Any,
+        loader: ViewLoader,
+        answers: TeacherAnswers | None,
+    ) -> dict[str, Any]:
         task.train()
         totals: dict[str, torch.Tensor] = {}
         steps, seen, started = len(loader), 0, time.perf_counter()
@@ -273,7 +355,8 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps))
+            known = answers.of(batch) if answers is not None else None
+            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps), known)
             self.fabric.backward(losses["loss"])
             if stage.optimizer.gradient_clip is not None:
                 self.fabric.clip_gradients(task, optimizer, max_norm=stage.optimizer.gradient_clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dspkd.data.views import pixels_to_tensor
 from dspkd.distill import Method, MethodContext, StepInputs
+from dspkd.distill.base import LOGITS
 from dspkd.errors import ModelError
 from dspkd.models import Architecture, FeatureTaps
 from dspkd.preprocess import Preprocess
@@ -98,16 +100,35 @@ class StageTask(nn.Module):
         for taps in (self._taps, *self._teacher_taps):
             taps.close()
 
-    def forward(self, pixels: Tensor, labels: Tensor, progress: float = 0.0) -> dict[str, Tensor]:
-        """`progress` is the share of the stage's steps that lie behind."""
-        images = self.method.views(pixels.float().div(255.0)).to(memory_format=self._memory_format)
+    @torch.no_grad()
+    def ask_teacher(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What `method.teacher_reads` names, for uint8 pixels (B, 3, H, W): what `forward` takes as `answers`."""
+        logits, maps = self._teacher_answers(self._images(pixels))
+        answers = {LOGITS: logits, **self.method.condensed(maps)}
+        return {name: answers[name] for name in self.method.teacher_reads or ()}
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return self.method.views(pixels.float().div(255.0)).to(memory_format=self._memory_format)
+
+    def _teacher_answers(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self._running_teacher()(self._teacher_normalise[0](images))
+        return logits, self._teacher_taps[0].take()
+
+    def forward(
+        self, pixels: Tensor, labels: Tensor, progress: float = 0.0, answers: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """`progress` is the share of the stage's steps that lie behind. With `answers` the teacher is not asked."""
+        images = self._images(pixels)
         with torch.set_grad_enabled(self.method.trains_student):
             student_logits = self.student(self.normalise(images))
-        teacher_logits, teacher_maps = None, {}
-        if self._teacher_taps:
+        teacher_logits: Tensor | None = None
+        teacher_maps: dict[str, Tensor] = {}
+        if answers is not None:
+            teacher_maps = dict(answers)
+            teacher_logits = teacher_maps.pop(LOGITS, None)
+        elif self._teacher_taps:
             with torch.set_grad_enabled(self.peer is not None):
-                teacher_logits = self._running_teacher()(self._teacher_normalise[0](images))
-            teacher_maps = self._teacher_taps[0].take()
+                teacher_logits, teacher_maps = self._teacher_answers(images)
         losses: dict[str, Tensor] = self.method(
             StepInputs(
                 labels=labels,
