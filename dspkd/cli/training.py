@@ -103,10 +103,15 @@ def distill(
     weights: Path | None = WEIGHTS,
     pretrained: bool = PRETRAINED,
     teacher_cache: str | None = typer.Option(
-        None, "--teacher-cache", help="Store the teacher's answers and read them again: off, auto or a folder. [default: off]"
+        None,
+        "--teacher-cache",
+        help="Store the teacher's answers and read them: off, auto or a folder. [default: off]",
     ),
     views: int | None = typer.Option(
-        None, "--views", help="Show each image in so many views, over and over. [default: new ones in every epoch]", min=1
+        None,
+        "--views",
+        help="Show each image in so many views, over and over. [default: new ones in every epoch]",
+        min=1,
     ),
     teacher_model: str | None = typer.Option(
         None, "--teacher-model", help="Without --teacher: fit this model first, into OUT/teacher."

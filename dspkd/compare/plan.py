@@ -106,6 +106,8 @@ def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
                     raise ConfigError(f"{origin}: methods.{name} needs a teacher", hint="add a [teachers.NAME]")
                 for teacher in teachers:
                     values = _student_values(comparison, student, folders.get(teacher or ""), stages, seed)
+                    if (views := comparison.methods[name].views) is not None:
+                        values["augment"] = {**values.get("augment", {}), "views": views}
                     identity = "-".join([name, *([teacher] if teacher else []), student, f"seed{seed}"])
                     cells.append(
                         _cell(

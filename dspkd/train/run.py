@@ -263,6 +263,8 @@ class _Run:
             for epoch in range(self.position.epoch, stage.epochs):
                 sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
                 record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader, answers)
+                if answers is not None:
+                    answers.flush()
                 validation = self._evaluate(model, "val", intervals=False)
                 record["val"] = {k: validation[k] for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
                 self._end_epoch(index, epoch, record, model, task, optimizer)
