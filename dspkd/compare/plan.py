@@ -188,6 +188,9 @@ def _shared_values(comparison: Comparison) -> dict[str, Any]:
         data["cache_dir"] = str(comparison.data.cache_dir.resolve())
     training = comparison.training.model_dump(mode="json", exclude_none=True)
     del training["optimizer"], training["settings"]
+    where = training.get("teacher_cache", {}).get("where", "off")
+    if where not in ("off", "auto"):
+        training["teacher_cache"]["where"] = str(Path(where).resolve())
     return {"data": data, **training}
 
 

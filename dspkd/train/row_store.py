@@ -55,7 +55,7 @@ class RowStore:
             if content is not None:
                 members = blocks == block
                 found[members] = content[rows[members] - block * self.rows_per_block]
-        return found, found.any(1)
+        return found, np.asarray(found.any(1))
 
     def write(self, rows: np.ndarray, data: np.ndarray) -> None:
         """Put uint8 (N, row_bytes) in their places, int64 (N,). Raises OSError (a full disk) and OutputError."""

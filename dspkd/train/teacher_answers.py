@@ -87,6 +87,6 @@ class TeacherAnswers:
         except (OSError, OutputError, Timeout) as error:
             self._storing = False
             self.reporter.message(
-                f"warning: teacher cache {self.cache.folder} cannot be written ({error}); the teacher's further answers "
-                "are not stored"
+                f"warning: teacher cache {self.cache.folder} cannot be written ({error}); the teacher's further "
+                "answers are not stored"
             )

@@ -60,7 +60,7 @@ class Slots:
 def cache_identity(
     views: TrainingViews, teacher: Student, slots: Slots, *, pixels: str, dtype: str, precision: str
 ) -> dict[str, str]:
-    """Everything that an answer depends on, under the name that a refusal gives it. `pixels` says which pixels they are.
+    """Everything that an answer depends on, under the name that a refusal gives it. `pixels` says which they are.
 
     The transform is known by what it makes of a few pictures: whatever changes it (dspkd, torch, the kind of device)
     makes another cache.
