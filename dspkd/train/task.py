@@ -15,6 +15,7 @@ from dspkd.distill import Method, MethodContext, StepInputs
 from dspkd.distill.base import LOGITS
 from dspkd.errors import ModelError
 from dspkd.models import Architecture, FeatureTaps
+from dspkd.models.folding import with_folded_norms
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student
 
@@ -39,9 +40,10 @@ class Normalise(nn.Module):
 class StageTask(nn.Module):
     """uint8 images (B, 3, H, W) and labels (B,) -> dict of losses.
 
-    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is
-    held outside the module tree, so that no optimiser, checkpoint or data-parallel wrapper takes it for something to
-    train. For a method with `teacher_learns` a copy of it, `peer`, stands in the tree instead, and is trained.
+    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is a
+    copy (with `fold_norms`, one whose batch norms are part of its convolutions), held outside the module tree, so that
+    no optimiser, checkpoint or data-parallel wrapper takes it for something to train. For a method with
+    `teacher_learns` the copy is `peer`, stands in the tree, and is trained.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class StageTask(nn.Module):
         teacher: Student | None = None,
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
+        fold_norms: bool = True,
     ) -> None:
         super().__init__()
         self.student, self.method = student, method.to(memory_format=memory_format)  # type: ignore[call-overload]
@@ -63,14 +66,16 @@ class StageTask(nn.Module):
         self._teacher_normalise: list[Normalise] = []
         self._teacher_taps: list[FeatureTaps] = []
         if teacher is not None and method.needs_teacher:
-            self._attach(teacher)
+            self._attach(teacher, fold_norms)
 
-    def _attach(self, teacher: Student) -> None:
+    def _attach(self, teacher: Student, fold_norms: bool) -> None:
         if self.method.teacher_learns:
             peer = copy.deepcopy(teacher.model).requires_grad_(True)
             self.peer = peer.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        elif fold_norms:
+            self._teacher = [with_folded_norms(teacher.model, tapped=self.method.teacher_taps)]
         else:
-            self._teacher = [teacher.model.eval().requires_grad_(False)]
+            self._teacher = [copy.deepcopy(teacher.model).eval().requires_grad_(False)]
         self._teacher_normalise = [Normalise(teacher.card.preprocess)]
         self._teacher_taps = [FeatureTaps(self._running_teacher(), self.method.teacher_taps)]
 

@@ -77,6 +77,7 @@ def cache_identity(
         "input size": str(views.size),
         "teacher's architecture": card.architecture,
         "teacher's weights": card.weights_sha256,
+        "teacher's form": "batch norms folded",
         "teacher's classes": canonical_json(list(card.classes)).decode(),
         "teacher's preprocessing": canonical_json(card.preprocess.model_dump(mode="json")).decode(),
         "number format": dtype,
