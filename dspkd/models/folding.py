@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,17 +49,17 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
     found = []
     for node in graph.nodes:
-        if node.op != "call_module" or not _is_norm(modules[node.target]) or len(node.args) != 1:
+        if node.op != "call_module" or not _is_norm(modules[str(node.target)]) or len(node.args) != 1:
             continue
         before = node.args[0]
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        alone = calls[node.target] == calls[before.target] == 1
-        if alone and _is_convolution(modules[before.target]):
-            found.append((str(before.target), str(node.target)))
+        convolution, norm = str(before.target), str(node.target)
+        if calls[norm] == calls[convolution] == 1 and _is_convolution(modules[convolution]):
+            found.append((convolution, norm))
     return found
 
 
@@ -86,7 +87,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold(convolution: Any, norm: Any) -> None:
     """In float64, as a small variance would cost digits."""
     numbers = [
         None if value is None else value.double()
