@@ -6,7 +6,7 @@ python benchmarks/train_speed.py [--teacher res2net101_26w_4s] [--student shuffl
 
 The textbook loop is the usual one (mdistiller's, for instance): float32, NCHW, ImageFolder and transforms of
 torchvision behind a DataLoader, the teacher in eval mode under no_grad in every step, `.item()` in every step. Ours is
-what `dspkd distill` does. Both have the same networks, method, generation block, batch, JPEG files (drawn, 600 x 600)
+what `dspkd distill` does. Both have the same networks, method, generation block, batch, JPEG files (600 x 600)
 and number of loader workers. Random weights and random stored answers: neither changes what a step costs.
 
 Every measurement is a process of its own, so that its peak is its own: one step that is not timed, then `--steps`, and
@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
@@ -57,7 +58,7 @@ from dspkd.train.teacher_cache import Slots, TeacherCache
 from dspkd_bench.environment import describe_environment
 
 SECONDS = 8.0
-PICTURE_SIDE = 600
+PICTURE_SIDE, DRAWN_SIDE = 600, 150
 # Stored answers have to be read, and are many times the size of what a step reads.
 BATCHES_OF_PICTURES = 6
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -243,10 +244,11 @@ def _peak_bytes(device: str) -> int:
 
 def make_pictures(folder: Path, count: int, size: int) -> None:
     """JPEGs in the layout of ISIC 2019 and as class folders, decoded once for our loader."""
-    lesions = count
-    make_synthetic_set(folder / "set", lesions=lesions, size=PICTURE_SIDE)
+    make_synthetic_set(folder / "set", lesions=count, size=DRAWN_SIDE)
     table = read_table(folder / "set")
     for sample in table.samples:
+        large = Image.open(sample.path).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
+        large.save(sample.path, quality=92)
         place = folder / "classes" / table.classes[sample.label]
         place.mkdir(parents=True, exist_ok=True)
         (place / sample.path.name).symlink_to(sample.path.resolve())

@@ -307,11 +307,13 @@ def _require_data_and_out(values: dict[str, Any], resume: bool) -> None:
 
 def _carry_out(values: dict[str, Any], *, resume: bool, as_json: bool, origin: str) -> None:
     from dspkd.config import parse_run_config
+    from dspkd.train.processes import is_first_process
     from dspkd.train.run import run
 
     with reporting() as reporter:
         student = run(parse_run_config(values, origin=origin), resume=resume, reporter=reporter)
-    _show(student, as_json)
+    if is_first_process():
+        _show(student, as_json)
 
 
 def _show(student: Student, as_json: bool) -> None:

@@ -85,6 +85,11 @@ class Method(nn.Module):
     trains_student: ClassVar[bool] = True
     """False for a stage that fits only the method's own layers, on the teacher. The student stays as it is."""
 
+    couples_images: ClassVar[bool] = False
+    """True if the loss of a batch is no mean over its images. Several processes then compute it on their parts of the
+    batch, which is not what one process computes on all of it.
+    """
+
     teacher_reads: tuple[str, ...] | None = None
     """All that `forward` reads of the teacher, where that may be stored and read again instead of asking it: LOGITS,
     HF_ATTENTION, names of layers. None: ask the teacher at every step, because it learns, sees other pictures than the

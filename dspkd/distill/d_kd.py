@@ -84,6 +84,7 @@ class DKD(Method):
     """
 
     Settings: ClassVar[type[Settings]] = DKDSettings
+    couples_images: ClassVar[bool] = True
     class_weights: Tensor | None
 
     def __init__(self, settings: DKDSettings, context: MethodContext) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +43,7 @@ class StageTask(nn.Module):
     The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is a
     copy (with `fold_norms`, one whose batch norms are part of its convolutions), held outside the module tree, so that
     no optimiser, checkpoint or data-parallel wrapper takes it for something to train. For a method with
-    `teacher_learns` the copy is `peer`, stands in the tree, and is trained.
+    `teacher_learns` the copy is `peer`, stands in the tree, and is trained; `peer_norms` may change its batch norms.
     """
 
     def __init__(
@@ -55,9 +55,12 @@ class StageTask(nn.Module):
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
         fold_norms: bool = True,
+        peer_norms: Callable[[nn.Module], nn.Module] = lambda peer: peer,
     ) -> None:
         super().__init__()
         self.student, self.method = student, method.to(memory_format=memory_format)  # type: ignore[call-overload]
+        # Several processes exchange the gradients of all that asks for one, and wait for those that never come.
+        student.requires_grad_(method.trains_student)
         self._memory_format = memory_format
         self.normalise = Normalise(preprocess)
         self._taps = FeatureTaps(student, method.student_taps)
@@ -66,11 +69,11 @@ class StageTask(nn.Module):
         self._teacher_normalise: list[Normalise] = []
         self._teacher_taps: list[FeatureTaps] = []
         if teacher is not None and method.needs_teacher:
-            self._attach(teacher, fold_norms)
+            self._attach(teacher, fold_norms, peer_norms)
 
-    def _attach(self, teacher: Student, fold_norms: bool) -> None:
+    def _attach(self, teacher: Student, fold_norms: bool, peer_norms: Callable[[nn.Module], nn.Module]) -> None:
         if self.method.teacher_learns:
-            peer = copy.deepcopy(teacher.model).requires_grad_(True)
+            peer = peer_norms(copy.deepcopy(teacher.model).requires_grad_(True))
             self.peer = peer.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         elif fold_norms:
             self._teacher = [with_folded_norms(teacher.model, tapped=self.method.teacher_taps)]
@@ -213,7 +216,8 @@ def predict_probabilities(
     training = model.training
     model.eval()
     parts = []
-    for start in range(0, len(pixels), batch_size):
+    # At least once: a process may have no images, and its answer still says how many classes there are.
+    for start in range(0, max(1, len(pixels)), batch_size):
         images = pixels_to_tensor(pixels[start : start + batch_size]).to(device)
         parts.append(torch.softmax(model(normalise(images)).float(), dim=1).cpu().numpy())
     model.train(training)
