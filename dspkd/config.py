@@ -23,6 +23,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "StageConfig",
+    "TeacherCacheConfig",
     "apply_overrides",
     "load_toml",
     "parse_run_config",
@@ -35,7 +36,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DataConfig(_Frozen):
+class DataConfig(_Frozen, StoredForm):
     """The images and how they are divided. Fractions are of all images; the rest is the training part."""
 
     root: Path
@@ -59,6 +60,9 @@ class DataConfig(_Frozen):
     workers: int = Field(default=0, ge=0)
     cache_dir: Path | None = None
     """Decoded pixels are kept here. None: $DSPKD_CACHE, else the user's cache folder."""
+
+    def unused_keys(self) -> frozenset[str]:
+        return frozenset({"protocol"}) if self.protocol == "lesions" else frozenset()
 
     @model_validator(mode="after")
     def _fold_exists(self) -> DataConfig:
@@ -87,9 +91,30 @@ class AugmentConfig(_Frozen, StoredForm):
     images than the average class ("rare", the paper's way), or for all."""
     rand_augment_magnitude: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of each operation's range. The paper gives none; 0.3 is RandAugment's usual 9 of 30."""
+    views: int | None = Field(default=None, ge=1)
+    """Epoch e shows the views of epoch e mod `views`. None: every epoch has new ones. An approximation that lets a
+    teacher's stored answers serve again."""
+    seed: int | None = Field(default=None, ge=0)
+    """Of the views. None: the run's. Runs with different seeds share a teacher cache if this is the same."""
 
     def unused_keys(self) -> frozenset[str]:
-        return frozenset() if self.color_constancy else frozenset({"color_constancy"})
+        used = {
+            "color_constancy": self.color_constancy > 0,
+            "views": self.views is not None,
+            "seed": self.seed is not None,
+        }
+        return frozenset(key for key, is_used in used.items() if not is_used)
+
+
+class TeacherCacheConfig(_Frozen):
+    """Where a frozen teacher's answers are stored and read, for the methods that allow it."""
+
+    where: str = "off"
+    """off; auto: beside the decoded pixels, under a name that says what it belongs to; else a folder."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 takes half of the space. The student then learns from rounded answers."""
+    max_gib: float = Field(default=10.0, gt=0.0)
+    """A stage whose answers would take more is not cached."""
 
 
 class OptimizerConfig(_Frozen):
@@ -134,6 +159,7 @@ class RunConfig(_Frozen, StoredForm):
     """What is done to every picture before it is resized, in training, judging and use alike. None: what the teacher
     was fitted with, if there is one."""
     augment: AugmentConfig = AugmentConfig()
+    teacher_cache: TeacherCacheConfig = TeacherCacheConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     size: int = Field(default=224, ge=32, le=2048)
     batch_size: int = Field(default=64, ge=2)

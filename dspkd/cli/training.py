@@ -102,6 +102,17 @@ def distill(
     ),
     weights: Path | None = WEIGHTS,
     pretrained: bool = PRETRAINED,
+    teacher_cache: str | None = typer.Option(
+        None,
+        "--teacher-cache",
+        help="Store the teacher's answers and read them: off, auto or a folder. [default: off]",
+    ),
+    views: int | None = typer.Option(
+        None,
+        "--views",
+        help="Show each image in so many views, over and over. [default: new ones in every epoch]",
+        min=1,
+    ),
     teacher_model: str | None = typer.Option(
         None, "--teacher-model", help="Without --teacher: fit this model first, into OUT/teacher."
     ),
@@ -142,6 +153,7 @@ def distill(
             unusable={"--preset": preset, "--weights": weights, "--size": size, "--split": split, "--config": config,
                       "--teacher-model": teacher_model, "--teacher-weights": teacher_weights,
                       "--teacher-epochs": teacher_epochs, "--device": device, "--precision": precision,
+                      "--teacher-cache": teacher_cache, "--views": views,
                       "--set": set_ or None, "--pretrained": pretrained or None},
             resume=resume, as_json=as_json,
             teacher=teacher, data=data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers,
@@ -153,7 +165,7 @@ def distill(
     _flags(
         values,
         data=data, split=split, workers=workers, out=out, weights=weights, size=size, batch_size=batch_size, seed=seed,
-        device=device, precision=precision, teacher=teacher,
+        device=device, precision=precision, teacher=teacher, teacher_cache=teacher_cache, views=views,
     )  # fmt: skip
     if pretrained:
         values["pretrained"] = True
@@ -226,7 +238,7 @@ def _fit_teacher(values: dict[str, Any], model: str, weights: Path | None, epoch
     # What is wrong with the student's part shall not be found out when the teacher has been fitted.
     Architecture(parse_run_config(values, origin="distill").model)
     folder = Path(str(values["out"])) / "teacher"
-    own = {k: v for k, v in values.items() if k not in ("stages", "teacher", "weights", "pretrained")}
+    own = {k: v for k, v in values.items() if k not in ("stages", "teacher", "weights", "pretrained", "teacher_cache")}
     own |= {"model": model, "out": str(folder), "stages": [{"method": "cross_entropy", "epochs": epochs or 100}]}
     if weights is not None:
         own["weights"] = str(weights)
@@ -251,28 +263,40 @@ def _base(config: Path | None, out: Path | None, resume: bool) -> dict[str, Any]
     return {}
 
 
+# Flags whose key lies in a table of the configuration.
+_IN_TABLES = {
+    "data": ("data", "root"),
+    "split": ("data", "split"),
+    "workers": ("data", "workers"),
+    "teacher_cache": ("teacher_cache", "where"),
+    "views": ("augment", "views"),
+}
+
+
 def _flags(values: dict[str, Any], **flags: Any) -> None:
     for key, value in flags.items():
         if value is None:
             continue
         plain = str(value) if isinstance(value, Path) else value
-        if key in ("data", "split", "workers"):
-            _data_table(values)["root" if key == "data" else key] = plain
+        if key in _IN_TABLES:
+            table, name = _IN_TABLES[key]
+            _table(values, table)[name] = plain
         else:
             values[key] = plain
 
 
-def _data_table(values: dict[str, Any]) -> dict[str, Any]:
-    table = values.setdefault("data", {})
+def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    table = values.setdefault(name, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"data is {table!r}, expected a table", hint='write [data] and under it root = "FOLDER"')
+        example = 'root = "FOLDER"' if name == "data" else "its keys"
+        raise ConfigError(f"{name} is {table!r}, expected a table", hint=f"write [{name}] and under it {example}")
     return table
 
 
 def _require_data_and_out(values: dict[str, Any], resume: bool) -> None:
     if "out" not in values:
         raise UsageError("no --out", hint="give the folder that the run shall be written to")
-    if "root" not in _data_table(values):
+    if "root" not in _table(values, "data"):
         if resume:
             raise CheckpointError(
                 f"{values['out']} holds no run to go on with: config.toml is missing",
@@ -283,11 +307,13 @@ def _require_data_and_out(values: dict[str, Any], resume: bool) -> None:
 
 def _carry_out(values: dict[str, Any], *, resume: bool, as_json: bool, origin: str) -> None:
     from dspkd.config import parse_run_config
+    from dspkd.train.processes import is_first_process
     from dspkd.train.run import run
 
     with reporting() as reporter:
         student = run(parse_run_config(values, origin=origin), resume=resume, reporter=reporter)
-    _show(student, as_json)
+    if is_first_process():
+        _show(student, as_json)
 
 
 def _show(student: Student, as_json: bool) -> None:

@@ -106,6 +106,8 @@ def make_plan(comparison: Comparison, out: Path, *, origin: str) -> Plan:
                     raise ConfigError(f"{origin}: methods.{name} needs a teacher", hint="add a [teachers.NAME]")
                 for teacher in teachers:
                     values = _student_values(comparison, student, folders.get(teacher or ""), stages, seed)
+                    if (views := comparison.methods[name].views) is not None:
+                        values["augment"] = {**values.get("augment", {}), "views": views}
                     identity = "-".join([name, *([teacher] if teacher else []), student, f"seed{seed}"])
                     cells.append(
                         _cell(
@@ -186,6 +188,9 @@ def _shared_values(comparison: Comparison) -> dict[str, Any]:
         data["cache_dir"] = str(comparison.data.cache_dir.resolve())
     training = comparison.training.model_dump(mode="json", exclude_none=True)
     del training["optimizer"], training["settings"]
+    where = training.get("teacher_cache", {}).get("where", "off")
+    if where not in ("off", "auto"):
+        training["teacher_cache"]["where"] = str(Path(where).resolve())
     return {"data": data, **training}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from dspkd.cleaning import Cleaning
-from dspkd.config import AugmentConfig, DataConfig
+from dspkd.config import AugmentConfig, DataConfig, TeacherCacheConfig
 from dspkd.errors import ConfigError, UsageError
 from dspkd.presets import PRESETS
 
@@ -36,6 +36,7 @@ class TrainingSpec(_Spec):
     deterministic: bool | None = None
     preprocess: Cleaning | None = None
     augment: AugmentConfig | None = None
+    teacher_cache: TeacherCacheConfig | None = None
     optimizer: dict[str, Any] = {}
     """Of every stage that does not say otherwise."""
     settings: dict[str, dict[str, Any]] = {}
@@ -92,6 +93,8 @@ class MethodSpec(_Spec):
     """Peak learning rate of a preset, which its stages take their share of. None: that of [training.optimizer]."""
     settings: dict[str, dict[str, Any]] = {}
     """Of a preset's stages, by the name of their method."""
+    views: int | None = Field(default=None, ge=1)
+    """Instead of `augment.views`: how many views of an image its epochs go through."""
     budget: Literal["shared", "own"] = "shared"
     """own: as many epochs as its stages say, for controls that train longer. Marked in the tables."""
     tuned: str = ""

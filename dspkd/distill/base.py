@@ -10,7 +10,19 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-__all__ = ["Method", "MethodContext", "Settings", "StepInputs", "class_weights", "submodule_state"]
+__all__ = [
+    "HF_ATTENTION",
+    "LOGITS",
+    "Method",
+    "MethodContext",
+    "Settings",
+    "StepInputs",
+    "class_weights",
+    "submodule_state",
+]
+
+LOGITS, HF_ATTENTION = "logits", "hf_attention"
+"""Names of what a teacher's answer holds beside its maps, which go by their layers' names."""
 
 
 class Settings(BaseModel):
@@ -73,6 +85,17 @@ class Method(nn.Module):
     trains_student: ClassVar[bool] = True
     """False for a stage that fits only the method's own layers, on the teacher. The student stays as it is."""
 
+    couples_images: ClassVar[bool] = False
+    """True if the loss of a batch is no mean over its images. Several processes then compute it on their parts of the
+    batch, which is not what one process computes on all of it.
+    """
+
+    teacher_reads: tuple[str, ...] | None = None
+    """All that `forward` reads of the teacher, where that may be stored and read again instead of asking it: LOGITS,
+    HF_ATTENTION, names of layers. None: ask the teacher at every step, because it learns, sees other pictures than the
+    student's view, or because what is read depends on layers that are fitted. Set on the class or by `__init__`.
+    """
+
     def __init__(self) -> None:
         super().__init__()
         self.student_taps: tuple[str, ...] = ()
@@ -95,6 +118,12 @@ class Method(nn.Module):
     def views(self, images: Tensor) -> Tensor:
         """What both networks see of (B, 3, H, W): (V, 3, H, W), V a multiple of B. By default the images themselves."""
         return images
+
+    def condensed(self, teacher_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of the teacher's maps `forward` reads, made as small as it can be: what a cache stores. `forward` takes
+        the maps themselves or this.
+        """
+        return dict(teacher_maps)
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         raise NotImplementedError

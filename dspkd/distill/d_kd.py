@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs, class_weights
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs, class_weights
 from dspkd.distill.features import layer_normalised, needs_normalising, pooled, resized
 from dspkd.distill.relations import (
     ChannelRegressor,
@@ -84,6 +84,7 @@ class DKD(Method):
     """
 
     Settings: ClassVar[type[Settings]] = DKDSettings
+    couples_images: ClassVar[bool] = True
     class_weights: Tensor | None
 
     def __init__(self, settings: DKDSettings, context: MethodContext) -> None:
@@ -91,6 +92,7 @@ class DKD(Method):
         self.settings = settings
         self.student_final, self.teacher_final = context.student_final, context.teacher_final
         self.student_taps, self.teacher_taps = (context.student_final,), (context.teacher_final,)
+        self.teacher_reads = (LOGITS, context.teacher_final)
         self.relations = DualRelations(settings, context)
         self.register_buffer("class_weights", class_weights(context.class_shares), persistent=False)
 

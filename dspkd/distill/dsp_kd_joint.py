@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs
 from dspkd.distill.hf_masked_generation import HFMaskedGeneration, HFMaskedGenerationSettings
 from dspkd.distill.norm_kd import NormKD, NormKDSettings
 
@@ -33,6 +33,8 @@ class DSPKDJoint(Method):
         self.features = HFMaskedGeneration.build(settings.hf_masked_generation, context)
         self.logits = NormKD.build(settings.norm_kd, context)
         self.student_taps, self.teacher_taps = self.features.student_taps, self.features.teacher_taps
+        if self.features.teacher_reads is not None:
+            self.teacher_reads = (LOGITS, *self.features.teacher_reads)
 
     @classmethod
     def build(cls, settings: Any, context: MethodContext) -> DSPKDJoint:
@@ -44,6 +46,9 @@ class DSPKDJoint(Method):
 
     def inherit(self, state: Mapping[str, Tensor]) -> None:
         self.features.inherit(state)
+
+    def condensed(self, teacher_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.features.condensed(teacher_maps)
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         first, second = self.features(inputs), self.logits(inputs)

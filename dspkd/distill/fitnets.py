@@ -44,6 +44,7 @@ class FitNets(Method):
         self.normalise_target = needs_normalising(context.teacher_name, settings.normalise_target)
         self.student_layer, self.teacher_layer = context.student_levels[level], context.teacher_levels[level]
         self.student_taps, self.teacher_taps = (self.student_layer,), (self.teacher_layer,)
+        self.teacher_reads = self.teacher_taps
         own = context.student_shapes[self.student_layer][0]
         channels = context.teacher_shapes[self.teacher_layer][0]
         self.regressor = nn.Sequential(nn.Conv2d(own, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels))

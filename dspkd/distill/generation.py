@@ -6,9 +6,10 @@ The DSP-KD paper (equations 2 and 4, figure 4) takes the block and its weight ov
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["GenerationBlock", "default_alpha", "random_mask", "reconstruction_loss"]
+__all__ = ["GenerationBlock", "default_alpha", "random_mask", "reconstruction_loss", "uniform_numbers"]
 
 MGD_ALPHA = 7e-5
 MGD_MAP_ELEMENTS = 512 * 7 * 7
@@ -28,12 +29,20 @@ def reconstruction_loss(rebuilt: Tensor, target: Tensor) -> Tensor:
     return (rebuilt.float() - target.float()).square().sum() / target.shape[0]
 
 
-def random_mask(shape: tuple[int, ...], hidden_fraction: float, device: torch.device) -> Tensor:
-    """M of eq. 2: 0 with probability λ = `hidden_fraction`, else 1, each entry for itself.
+def uniform_numbers(shape: tuple[int, ...]) -> Tensor:
+    """(B, ...) in [0, 1) for this process's part of a batch. Where several processes train together each draws the
+    numbers of all of them and takes its own: those that one process would have drawn, and the generators stay alike.
 
-    Drawn on the CPU, whose generator a checkpoint keeps, so that a resumed run draws the same masks on any device.
+    Drawn on the CPU, whose generator a checkpoint keeps, so that a resumed run draws the same on any device.
     """
-    return (torch.rand(shape) >= hidden_fraction).float().to(device)
+    several = dist.is_available() and dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    return torch.rand((shape[0] * ranks, *shape[1:]))[rank * shape[0] : (rank + 1) * shape[0]]
+
+
+def random_mask(shape: tuple[int, ...], hidden_fraction: float, device: torch.device) -> Tensor:
+    """M of eq. 2: 0 with probability λ = `hidden_fraction`, else 1, each entry for itself."""
+    return (uniform_numbers(shape) >= hidden_fraction).float().to(device)
 
 
 class GenerationBlock(nn.Sequential):

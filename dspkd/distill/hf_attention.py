@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dspkd.distill.generation import uniform_numbers
+
 __all__ = ["channel_attention", "hf_attention", "hf_mask", "shuffled_mask", "spatial_energy"]
 
 CHANNEL_TEMPERATURE = 0.5
@@ -74,10 +76,7 @@ def hf_mask(
 
 @torch.no_grad()
 def shuffled_mask(mask: Tensor) -> Tensor:
-    """As many places of each image hidden as in `mask` (B, 1, H, W), at random ones: the control for where HF looks.
-
-    The places are drawn on the CPU, whose generator a checkpoint keeps.
-    """
+    """As many places of each image hidden as in `mask` (B, 1, H, W), at random ones: the control for where HF looks."""
     flat = mask.flatten(1)
-    order = torch.rand(flat.shape).argsort(dim=1).to(mask.device)
+    order = uniform_numbers((flat.shape[0], flat.shape[1])).argsort(dim=1).to(mask.device)
     return flat.gather(1, order).view_as(mask)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs, submodule_state
+from dspkd.distill.base import HF_ATTENTION, Method, MethodContext, Settings, StepInputs, submodule_state
 from dspkd.distill.features import layer_normalised, needs_normalising, resized
 from dspkd.distill.generation import GenerationBlock, default_alpha, reconstruction_loss
 from dspkd.distill.hf_attention import hf_attention, hf_mask, shuffled_mask
@@ -75,6 +75,10 @@ class HFMaskedGeneration(Method):
         if settings.hf != "parameter_free":
             widths = [context.teacher_shapes[level][0] for level in self.levels]
             self.hf = ConvolutionalHF(widths).requires_grad_(False)
+        elif settings.mask == "none":
+            self.teacher_reads = (context.teacher_final,)
+        else:
+            self.teacher_reads = (context.teacher_final, HF_ATTENTION)
 
     @classmethod
     def build(cls, settings: Any, context: MethodContext) -> HFMaskedGeneration:
@@ -88,16 +92,27 @@ class HFMaskedGeneration(Method):
         assert self.hf is not None
         self.hf.load_state_dict(submodule_state(state, "hf"))
 
+    def attention(self, teacher_maps: Mapping[str, Tensor]) -> Tensor:
+        """A^HF of a batch at the size of the teacher's final map, (B, 1, H, W), computed or as it was stored."""
+        if HF_ATTENTION in teacher_maps:
+            return teacher_maps[HF_ATTENTION]
+        target = teacher_maps[self.teacher_final]
+        size = (target.shape[2], target.shape[3])
+        levels = [teacher_maps[level] for level in self.levels]
+        return self.hf(levels, size) if self.hf is not None else hf_attention(levels, size)
+
+    def condensed(self, teacher_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        final = {self.teacher_final: teacher_maps[self.teacher_final]}
+        return final if self.settings.mask == "none" else {**final, HF_ATTENTION: self.attention(teacher_maps)}
+
     @torch.no_grad()
     def mask(self, teacher_maps: Mapping[str, Tensor]) -> Tensor:
         """M^HF of a batch at the size of the teacher's final map, (B, 1, H, W) (eq. 3)."""
-        target = teacher_maps[self.teacher_final]
-        size = (target.shape[2], target.shape[3])
         if self.settings.mask == "none":
-            return target.new_ones((target.shape[0], 1, *size))
-        levels = [teacher_maps[level] for level in self.levels]
+            target = teacher_maps[self.teacher_final]
+            return target.new_ones((target.shape[0], 1, *target.shape[2:]))
         mask = hf_mask(
-            self.hf(levels, size) if self.hf is not None else hf_attention(levels, size),
+            self.attention(teacher_maps),
             threshold=self.settings.threshold,
             hide=self.settings.hide,
             hidden_fraction=self.settings.hidden_fraction,

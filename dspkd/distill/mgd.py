@@ -47,6 +47,7 @@ class MGD(Method):
         self.normalise_target = needs_normalising(context.teacher_name, settings.normalise_target)
         self.student_final, self.teacher_final = context.student_final, context.teacher_final
         self.student_taps, self.teacher_taps = (context.student_final,), (context.teacher_final,)
+        self.teacher_reads = self.teacher_taps
         self.align = nn.Conv2d(own, channels, kernel_size=1) if own != channels else nn.Identity()
         self.generation = GenerationBlock(channels, settings.generator_width, nn.ReLU)
 

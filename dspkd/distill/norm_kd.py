@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs
 
 __all__ = ["NormKD", "norm_kd_loss", "normalised_temperature"]
 
@@ -57,6 +57,7 @@ class NormKD(Method):
 
     Settings: ClassVar[type[Settings]] = NormKDSettings
     needs_maps: ClassVar[bool] = False
+    teacher_reads = (LOGITS,)
 
     def __init__(
         self, t_norm: float = 1.2, cross_entropy_weight: float = 0.1, distillation_weight: float = 0.9

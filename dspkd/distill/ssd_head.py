@@ -46,6 +46,7 @@ class SSDHead(Method):
     """L = CE( cosines of each rotated picture with the originals of the batch, its own original ), no temperature."""
 
     Settings: ClassVar[type[Settings]] = Settings
+    couples_images: ClassVar[bool] = True
     trains_student: ClassVar[bool] = False
 
     def __init__(self, context: MethodContext) -> None:

@@ -55,6 +55,7 @@ class SSDKD(Method):
     """
 
     Settings: ClassVar[type[Settings]] = SSDKDSettings
+    couples_images: ClassVar[bool] = True
     class_weights: Tensor | None
 
     def __init__(self, settings: SSDKDSettings, context: MethodContext) -> None:
@@ -64,6 +65,7 @@ class SSDKD(Method):
         self.student_taps, self.teacher_taps = (context.student_final,), (context.teacher_final,)
         self.relations = DualRelations(settings, context)
         self.student_head = ProjectionHead(context.student_shapes[context.student_final][0])
+        self.student_head.requires_grad_(settings.similarity_weight > 0)
         self.teacher_head = ProjectionHead(context.teacher_shapes[context.teacher_final][0]).requires_grad_(False)
         self.register_buffer("class_weights", class_weights(context.class_shares), persistent=False)
 

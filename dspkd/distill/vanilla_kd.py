@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs
 
 __all__ = ["VanillaKD", "softened_divergence"]
 
@@ -45,6 +45,7 @@ class VanillaKD(Method):
 
     Settings: ClassVar[type[Settings]] = VanillaKDSettings
     needs_maps: ClassVar[bool] = False
+    teacher_reads = (LOGITS,)
 
     def __init__(self, settings: VanillaKDSettings) -> None:
         super().__init__()

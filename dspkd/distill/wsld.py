@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
+from dspkd.distill.base import LOGITS, Method, MethodContext, Settings, StepInputs
 
 __all__ = ["WSLD", "soft_cross_entropy", "soft_label_weights"]
 
@@ -53,6 +53,7 @@ class WSLD(Method):
 
     Settings: ClassVar[type[Settings]] = WSLDSettings
     needs_maps: ClassVar[bool] = False
+    teacher_reads = (LOGITS,)
 
     def __init__(self, settings: WSLDSettings) -> None:
         super().__init__()

@@ -9,35 +9,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
+from dspkd.data.pixels import pixel_cache
 from dspkd.data.rand_augment import rare_classes
 from dspkd.data.split import known_images, save_split
-from dspkd.data.views import BalancedSampler, TrainingViews, ViewLoader, resident
+from dspkd.data.views import TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
-from dspkd.errors import CheckpointError, DeviceError, DspkdError, OutputError
+from dspkd.errors import CheckpointError, DspkdError, OutputError
 from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
 from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
+from dspkd.models.shared_norms import share_batch_statistics
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
+from dspkd.train.draws import Draws, most_draws
 from dspkd.train.metrics import summarise
 from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, run_cleaning
+from dspkd.train.processes import check_divisible, gathered, is_first_process, make_fabric, process_count, rank
 from dspkd.train.reporter import Reporter
 from dspkd.train.schedule import learning_rate
 from dspkd.train.task import StageTask, method_context, predict_probabilities
+from dspkd.train.teacher_answers import TeacherAnswers
+from dspkd.train.teacher_cache import Slots, TeacherCache, cache_identity
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["read_run_config", "run"]
 
 CONFIG_FILE = "config.toml"
 LAST, BEST = Path("checkpoints/last.pt"), Path("checkpoints/best.pt")
 # What may change between a kill and its resume without changing the result.
-_NOT_PART_OF_THE_RESULT = {"out": ..., "device": ..., "data": {"workers": ..., "cache_dir": ...}}
+_NOT_PART_OF_THE_RESULT = {
+    "out": ...,
+    "device": ...,
+    "data": {"workers": ..., "cache_dir": ...},
+    "teacher_cache": ...,
+}
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
@@ -53,8 +67,11 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     With `resume` a run that was killed goes on from its last finished epoch to the same weights that it would have
     reached; a finished one is just loaded. Raises OutputError if `out` is taken and `resume` is not given, and
     CheckpointError if it was made with other settings.
+
+    Under `torchrun` all processes call this. They share every batch of `config.batch_size` images, and the first one
+    writes and reports.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter if reporter is not None and is_first_process() else Reporter()
     out = config.out
     if (out / CONFIG_FILE).exists():
         if not resume:
@@ -65,10 +82,14 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     if is_student_dir(out) and resume:
         reporter.message(f"{out} is already finished")
         return load_student(out)
-    for folder in (out, (out / LAST).parent):
-        remove_leftovers(ensure_dir(folder))
+    fabric = make_fabric(config.device, config.precision)
+    # Only when every process has looked at the folder may the first one write there.
+    fabric.barrier()
+    if is_first_process():
+        for folder in (out, (out / LAST).parent):
+            remove_leftovers(ensure_dir(folder))
     with _deterministic(config.deterministic):
-        return _Run(config, reporter).carry_out(resume)
+        return _Run(config, fabric, reporter).carry_out(resume)
 
 
 @contextmanager
@@ -85,6 +106,8 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _fingerprint(config: RunConfig) -> str:
     """Hash of everything that decides the result."""
     values = config.model_dump(mode="json", exclude=_NOT_PART_OF_THE_RESULT)  # type: ignore[arg-type]
+    if config.teacher_cache.where != "off" and config.teacher_cache.dtype != "float32":
+        values["teacher_cache"] = config.teacher_cache.dtype
     return sha256_bytes(canonical_json(values))
 
 
@@ -115,19 +138,8 @@ class _Position:
 
 
 class _Run:
-    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
-        from lightning_fabric import Fabric
-
-        self.config, self.reporter = config, reporter
-        accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(config.device)
-        if accelerator is None:
-            raise DeviceError(f"unknown device {config.device!r}", hint="use auto, cpu, cuda or mps")
-        try:
-            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
-        except (RuntimeError, ValueError) as error:
-            raise DeviceError(
-                f"device {config.device!r} cannot be used here: {error}", hint="use --device cpu"
-            ) from error
+    def __init__(self, config: RunConfig, fabric: Fabric, reporter: Reporter) -> None:
+        self.config, self.fabric, self.reporter = config, fabric, reporter
         self.teacher = load_student(config.teacher) if config.teacher else None
         self.data = self._prepare()
         self.classes = self.data.table.classes
@@ -165,10 +177,11 @@ class _Run:
             raise _other_config(config)
         for warning in (*self.data.table.remarks, *self.data.split.warnings, *filter(None, [self.data.caution])):
             self.reporter.message(f"warning: {warning}")
+        check_divisible(config.batch_size, len(self.data.part("train")))
         model = self._initial_model(fresh=resumed is None)
         self.train_pixels, self.pixels = self.data.decode(self.preprocess, self.reporter)
         # Only now: a start that fails on an image or on the model must not take the folder.
-        if not (out / CONFIG_FILE).exists():
+        if is_first_process() and not (out / CONFIG_FILE).exists():
             save_split(self.data.split, out / SPLIT_FILE)
             write_text(out / CONFIG_FILE, to_toml(config))
         if resumed is not None:
@@ -194,7 +207,11 @@ class _Run:
                 self.reporter.message(f"{config.weights.name}: {loaded}")
         elif not config.pretrained and fresh:
             self.reporter.message(f"{config.model} starts from random weights")
+        model = self._over_all_processes(model)
         return model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def _over_all_processes(self, module: nn.Module) -> nn.Module:
+        return share_batch_statistics(module, self.fabric.device) if process_count() > 1 else module
 
     def _run_stage(self, index: int, model: nn.Module, resumed: dict[str, Any] | None) -> None:
         config, stage, fabric = self.config, self.config.stages[index], self.fabric
@@ -216,13 +233,27 @@ class _Run:
         method = method_class.build(settings, context)
         if method_class.predecessor(settings) is not None and resumed is None:
             method.inherit(self.handed_on)
-        task = StageTask(model, self.preprocess, method, self.teacher, memory_format=self.memory_format)
+        self._over_all_processes(method)
+        task = StageTask(
+            model,
+            self.preprocess,
+            method,
+            self.teacher,
+            memory_format=self.memory_format,
+            peer_norms=self._over_all_processes,
+        )
+        if process_count() > 1 and method.couples_images:
+            self.reporter.message(
+                f"warning: {stage.method} compares the images of a batch with each other, and each of "
+                f"{process_count()} processes does so among its own {config.batch_size // process_count()}"
+            )
         trainable = [p for p in task.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             trainable,
             lr=stage.optimizer.lr,
             momentum=stage.optimizer.momentum,
             weight_decay=stage.optimizer.weight_decay,
+            fused=self._fused_steps(),
         )
         if resumed is None:
             self.position = _Position(stage=index)
@@ -235,32 +266,102 @@ class _Run:
             optimizer.load_state_dict(resumed["optimizer"])
             torch.set_rng_state(resumed["rng"])
         train = self.data.part("train")
-        sampler = BalancedSampler(train, self.data.table.labels, balance=config.data.balance, seed=config.seed)
         labels = self.data.table.labels
+        sampler = Draws(
+            train, labels, balance=config.data.balance, seed=config.seed,
+            views=config.augment.views, batch_size=config.batch_size, rank=rank(), ranks=process_count(),
+        )  # fmt: skip
         views = TrainingViews(
             resident(self.train_pixels, fabric.device),
             labels,
             self.data.image_ids(),
             size=config.size,
-            seed=config.seed,
+            seed=config.seed if config.augment.seed is None else config.augment.seed,
             config=config.augment,
             rare=frozenset(rare_classes(labels[train]).tolist()),
             device=fabric.device,
         )
-        loader = ViewLoader(views, sampler, batch_size=config.batch_size, workers=config.data.workers)
+        share = config.batch_size // process_count()
+        loader = ViewLoader(views, sampler, batch_size=share, workers=config.data.workers)
+        answers = self._teacher_answers(index, task, views, sampler)
         try:
             for epoch in range(self.position.epoch, stage.epochs):
                 sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
-                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader)
+                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader, answers)
+                if answers is not None:
+                    answers.flush()
                 validation = self._evaluate(model, "val", intervals=False)
                 record["val"] = {k: validation[k] for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
                 self._end_epoch(index, epoch, record, model, task, optimizer)
         finally:
+            if answers is not None:
+                answers.flush()
             task.close()
+        if answers is not None:
+            counts = np.array([[answers.asked, answers.read, answers.cache.damaged]])
+            asked, read, damaged = gathered(counts).sum(0)
+            self.reporter.message(f"teacher: asked {asked} times, {read} answers read from the cache")
+            if damaged:
+                self.reporter.message(f"warning: {damaged} damaged blocks of the cache were made again")
         self.handed_on = {key: value.cpu() for key, value in method.state_dict().items()}
-        # The next stage looks at both networks on the CPU before it begins.
+        # The next stage looks at the network on the CPU before it begins.
         model.to("cpu")
-        task.place_teacher(torch.device("cpu"))
+
+    def _fused_steps(self) -> bool:
+        """Whether the optimiser passes over the parameters once: the same numbers, in a quarter of the time. In
+        16-mixed it would undo the scaling of the gradients itself, and then they cannot be clipped.
+        """
+        return self.config.precision != "16-mixed" and self.fabric.device.type in ("cpu", "cuda")
+
+    def _teacher_answers(
+        self, index: int, task: StageTask, views: TrainingViews, sampler: Draws
+    ) -> TeacherAnswers | None:
+        """None where the stage asks its teacher at every step."""
+        settings, stages, name = self.config.teacher_cache, self.config.stages, self.config.stages[index].method
+        if settings.where == "off" or not task.method.needs_teacher or self.teacher is None:
+            return None
+        if task.method.teacher_reads is None:
+            self.reporter.message(f"{name}: the teacher's answers cannot be stored for this method")
+            return None
+
+        def ask(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            with self.fabric.autocast():
+                return task.ask_teacher(pixels)
+
+        blank = torch.zeros((1, 3, views.size, views.size), dtype=torch.uint8, device=views.device)
+        shapes = {quantity: tuple(value.shape[1:]) for quantity, value in ask(blank).items()}
+        cache = self._teacher_cache(views, Slots.of(most_draws(sampler)))
+        wanted = min(stages[index].epochs, self.config.augment.views or stages[index].epochs)
+        size = wanted * sum(cache.file_bytes(shape) for shape in shapes.values())
+        size += cache.stored_bytes(without=frozenset(shapes))
+        if size > settings.max_gib * 2**30:
+            self.reporter.message(
+                f"{name}: not cached, the teacher's answers for {wanted} views would take {size / 2**30:.1f} GiB "
+                f"(teacher_cache.max_gib is {settings.max_gib:g}; --views N takes fewer)"
+            )
+            return None
+        augment = self.config.augment
+        return TeacherAnswers(
+            cache, ask, shapes, self.reporter, whole_batches=augment.views is None and augment.seed is None
+        )
+
+    def _teacher_cache(self, views: TrainingViews, slots: Slots) -> TeacherCache:
+        config = self.config
+        assert self.teacher is not None
+        pixels = pixel_cache(
+            self.data.table,
+            self.data.training_preprocess(self.preprocess),
+            for_training=True,
+            cache_dir=self.data.cache_dir,
+        )
+        dtype = config.teacher_cache.dtype
+        identity = cache_identity(
+            views, self.teacher, slots, pixels=pixels.path.stem, dtype=dtype, precision=config.precision
+        )
+        folder = Path(config.teacher_cache.where)
+        if config.teacher_cache.where == "auto":
+            folder = pixels.path.parent / f"teacher-{sha256_bytes(canonical_json(identity))[:20]}"
+        return TeacherCache(folder, identity, slots, dtype=dtype)
 
     def _class_shares(self) -> tuple[float, ...]:
         """How often `BalancedSampler` draws each class."""
@@ -269,7 +370,15 @@ class _Run:
         weights = np.where(counts > 0, counts ** (1.0 - self.config.data.balance), 0.0)
         return tuple(float(share) for share in weights / weights.sum())
 
-    def _train_epoch(self, stage: StageConfig, epoch: int, task: Any, optimizer: Any, loader: Any) -> dict[str, Any]:
+    def _train_epoch(
+        self,
+        stage: StageConfig,
+        epoch: int,
+        task: Any,
+        optimizer: Any,
+        loader: ViewLoader,
+        answers: TeacherAnswers | None,
+    ) -> dict[str, Any]:
         task.train()
         totals: dict[str, torch.Tensor] = {}
         steps, seen, started = len(loader), 0, time.perf_counter()
@@ -279,17 +388,21 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps))
+            known = answers.of(batch) if answers is not None else None
+            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps), known)
             self.fabric.backward(losses["loss"])
             if stage.optimizer.gradient_clip is not None:
-                self.fabric.clip_gradients(task, optimizer, max_norm=stage.optimizer.gradient_clip)
+                # A check here would wait for the device; the loss tells of it too.
+                self.fabric.clip_gradients(
+                    task, optimizer, max_norm=stage.optimizer.gradient_clip, error_if_nonfinite=False
+                )
             optimizer.step()
             for name, value in losses.items():
                 totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-            seen += len(batch.labels)
+            seen += len(batch.labels) * process_count()
             # Reading a loss waits for the device, so it is not done at every step.
             if step % 10 == 9 or step == steps - 1:
-                values = {name: float(total) / (step + 1) for name, total in totals.items()}
+                values = {name: value / (step + 1) for name, value in self._over_the_batch(totals).items()}
                 if not math.isfinite(values["loss"]):
                     raise DspkdError(
                         f"the loss of stage {stage.method} became {values['loss']} in epoch {epoch + 1}",
@@ -304,12 +417,20 @@ class _Run:
             "images_per_s": seen / (time.perf_counter() - started),
         }
 
+    def _over_the_batch(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Means over the processes: all have the same number of images."""
+        own = np.array([[float(total) for total in totals.values()]])
+        return dict(zip(totals, gathered(own).mean(0).tolist(), strict=True))
+
     def _evaluate(self, model: nn.Module, part: str, *, intervals: bool) -> dict[str, Any]:
         positions = self.data.part(part)
-        probabilities = predict_probabilities(model, self.preprocess, self.pixels[positions], device=self.fabric.device)
+        mine = np.array_split(positions, process_count())[rank()]
+        probabilities = gathered(
+            predict_probabilities(model, self.preprocess, self.pixels[mine], device=self.fabric.device)
+        )
         labels = self.data.table.labels[positions]
         groups = self.data.groups(positions) if intervals else None
-        if intervals:
+        if intervals and is_first_process():
             self._write_predictions(part, positions, probabilities)
         return summarise(labels, probabilities, self.classes, groups=groups)
 
@@ -330,17 +451,28 @@ class _Run:
         task: StageTask,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        out, stage = self.config.out, self.config.stages[index]
-        position = self.position
+        stage, position = self.config.stages[index], self.position
         position.epoch = epoch + 1
-        student = {k: v.detach().cpu() for k, v in model.state_dict().items()}
         score = record["val"]["balanced_accuracy"]
-        if score > position.best_score:
+        is_best = score > position.best_score
+        if is_best:
             position.best_score, position.best_epoch = score, epoch + 1
-            write_checkpoint(out / BEST, {"student": student, "stage": index, "epoch": epoch + 1})
         self.history.append(
             {"stage": stage.method, "epoch": epoch + 1, "global_epoch": len(self.history) + 1, **record}
         )
+        if is_first_process():
+            self._write_epoch(is_best, model, task, optimizer)
+        self.fabric.barrier()
+        self.reporter.message(
+            f"{stage.method} {epoch + 1}/{stage.epochs}  loss {record['train_loss']:.4f}  "
+            f"val accuracy {record['val']['accuracy']:.3f}  balanced {score:.3f}  {record['images_per_s']:.0f} images/s"
+        )
+
+    def _write_epoch(self, is_best: bool, model: nn.Module, task: StageTask, optimizer: torch.optim.Optimizer) -> None:
+        out, position = self.config.out, self.position
+        student = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        if is_best:
+            write_checkpoint(out / BEST, {"student": student, "stage": position.stage, "epoch": position.epoch})
         write_checkpoint(
             out / LAST,
             {
@@ -351,7 +483,7 @@ class _Run:
                 "history": json.dumps(self.history),
                 "position": json.dumps(
                     {
-                        "stage": index,
+                        "stage": position.stage,
                         "epoch": position.epoch,
                         "best_score": position.best_score,
                         "best_epoch": position.best_epoch,
@@ -362,10 +494,6 @@ class _Run:
         )
         # Rewritten whole from the history in the checkpoint, so that a resume never leaves a line twice.
         write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        self.reporter.message(
-            f"{stage.method} {epoch + 1}/{stage.epochs}  loss {record['train_loss']:.4f}  "
-            f"val accuracy {record['val']['accuracy']:.3f}  balanced {score:.3f}  {record['images_per_s']:.0f} images/s"
-        )
 
     def _finish(self, model: nn.Module) -> Student:
         config, out = self.config, self.config.out
@@ -385,8 +513,10 @@ class _Run:
             teacher=self._describe_teacher(),
             config=config.model_dump(mode="json", exclude_none=True),
         )
-        self._draw(metrics["test"])
-        save_student(out, model, card)
+        if is_first_process():
+            self._draw(metrics["test"])
+            save_student(out, model, card)
+        self.fabric.barrier()
         return load_student(out)
 
     def _selected_epoch(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from dspkd.data.views import pixels_to_tensor
 from dspkd.distill import Method, MethodContext, StepInputs
+from dspkd.distill.base import LOGITS
 from dspkd.errors import ModelError
 from dspkd.models import Architecture, FeatureTaps
+from dspkd.models.folding import with_folded_norms
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student
 
@@ -37,9 +40,10 @@ class Normalise(nn.Module):
 class StageTask(nn.Module):
     """uint8 images (B, 3, H, W) and labels (B,) -> dict of losses.
 
-    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is
-    held outside the module tree, so that no optimiser, checkpoint or data-parallel wrapper takes it for something to
-    train. For a method with `teacher_learns` a copy of it, `peer`, stands in the tree instead, and is trained.
+    The teacher sees the same view as the student, normalised its own way, in eval mode and without gradients. It is a
+    copy (with `fold_norms`, one whose batch norms are part of its convolutions), held outside the module tree, so that
+    no optimiser, checkpoint or data-parallel wrapper takes it for something to train. For a method with
+    `teacher_learns` the copy is `peer`, stands in the tree, and is trained; `peer_norms` may change its batch norms.
     """
 
     def __init__(
@@ -50,9 +54,13 @@ class StageTask(nn.Module):
         teacher: Student | None = None,
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
+        fold_norms: bool = True,
+        peer_norms: Callable[[nn.Module], nn.Module] = lambda peer: peer,
     ) -> None:
         super().__init__()
         self.student, self.method = student, method.to(memory_format=memory_format)  # type: ignore[call-overload]
+        # Several processes exchange the gradients of all that asks for one, and wait for those that never come.
+        student.requires_grad_(method.trains_student)
         self._memory_format = memory_format
         self.normalise = Normalise(preprocess)
         self._taps = FeatureTaps(student, method.student_taps)
@@ -61,14 +69,16 @@ class StageTask(nn.Module):
         self._teacher_normalise: list[Normalise] = []
         self._teacher_taps: list[FeatureTaps] = []
         if teacher is not None and method.needs_teacher:
-            self._attach(teacher)
+            self._attach(teacher, fold_norms, peer_norms)
 
-    def _attach(self, teacher: Student) -> None:
+    def _attach(self, teacher: Student, fold_norms: bool, peer_norms: Callable[[nn.Module], nn.Module]) -> None:
         if self.method.teacher_learns:
-            peer = copy.deepcopy(teacher.model).requires_grad_(True)
+            peer = peer_norms(copy.deepcopy(teacher.model).requires_grad_(True))
             self.peer = peer.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        elif fold_norms:
+            self._teacher = [with_folded_norms(teacher.model, tapped=self.method.teacher_taps)]
         else:
-            self._teacher = [teacher.model.eval().requires_grad_(False)]
+            self._teacher = [copy.deepcopy(teacher.model).eval().requires_grad_(False)]
         self._teacher_normalise = [Normalise(teacher.card.preprocess)]
         self._teacher_taps = [FeatureTaps(self._running_teacher(), self.method.teacher_taps)]
 
@@ -98,16 +108,35 @@ class StageTask(nn.Module):
         for taps in (self._taps, *self._teacher_taps):
             taps.close()
 
-    def forward(self, pixels: Tensor, labels: Tensor, progress: float = 0.0) -> dict[str, Tensor]:
-        """`progress` is the share of the stage's steps that lie behind."""
-        images = self.method.views(pixels.float().div(255.0)).to(memory_format=self._memory_format)
+    @torch.no_grad()
+    def ask_teacher(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What `method.teacher_reads` names, for uint8 pixels (B, 3, H, W): what `forward` takes as `answers`."""
+        logits, maps = self._teacher_answers(self._images(pixels))
+        answers = {LOGITS: logits, **self.method.condensed(maps)}
+        return {name: answers[name] for name in self.method.teacher_reads or ()}
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return self.method.views(pixels.float().div(255.0)).to(memory_format=self._memory_format)
+
+    def _teacher_answers(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self._running_teacher()(self._teacher_normalise[0](images))
+        return logits, self._teacher_taps[0].take()
+
+    def forward(
+        self, pixels: Tensor, labels: Tensor, progress: float = 0.0, answers: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """`progress` is the share of the stage's steps that lie behind. With `answers` the teacher is not asked."""
+        images = self._images(pixels)
         with torch.set_grad_enabled(self.method.trains_student):
             student_logits = self.student(self.normalise(images))
-        teacher_logits, teacher_maps = None, {}
-        if self._teacher_taps:
+        teacher_logits: Tensor | None = None
+        teacher_maps: dict[str, Tensor] = {}
+        if answers is not None:
+            teacher_maps = dict(answers)
+            teacher_logits = teacher_maps.pop(LOGITS, None)
+        elif self._teacher_taps:
             with torch.set_grad_enabled(self.peer is not None):
-                teacher_logits = self._running_teacher()(self._teacher_normalise[0](images))
-            teacher_maps = self._teacher_taps[0].take()
+                teacher_logits, teacher_maps = self._teacher_answers(images)
         losses: dict[str, Tensor] = self.method(
             StepInputs(
                 labels=labels,
@@ -187,7 +216,8 @@ def predict_probabilities(
     training = model.training
     model.eval()
     parts = []
-    for start in range(0, len(pixels), batch_size):
+    # At least once: a process may have no images, and its answer still says how many classes there are.
+    for start in range(0, max(1, len(pixels)), batch_size):
         images = pixels_to_tensor(pixels[start : start + batch_size]).to(device)
         parts.append(torch.softmax(model(normalise(images)).float(), dim=1).cpu().numpy())
     model.train(training)

@@ -29,6 +29,7 @@ VERBS = (
     "doctor",
     "data check",
     "data prepare",
+    "data augment",
 )
 
 

@@ -44,6 +44,17 @@ def test_cells_are_all_combinations_and_a_method_without_a_teacher_runs_once(tmp
     assert plan.cell("dsp_kd", "wide", "other", 1).needs == "teacher-other"
 
 
+def test_a_method_may_have_views_of_its_own_and_all_share_one_teacher_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = changed(tmp_path, "methods.dsp_kd.views", 4)
+    values["training"] |= {"augment": {"seed": 0, "color_jitter": 0.1}, "teacher_cache": {"where": "answers"}}
+    cells = {cell.method: cell.config for cell in plan_of(values, tmp_path / "out").cells}
+    assert cells["dsp_kd"].augment.views == 4
+    assert cells["norm_kd"].augment.views is None
+    assert {(c.augment.seed, c.augment.color_jitter) for c in cells.values()} == {(0, 0.1)}
+    assert {c.teacher_cache.where for c in cells.values()} == {str(tmp_path / "answers")}
+
+
 def test_the_first_seed_of_all_methods_comes_before_the_second(tmp_path):
     seeds = [cell.seed for cell in plan_of(comparison_values(tmp_path), tmp_path).cells if cell.method]
     assert seeds == sorted(seeds)
