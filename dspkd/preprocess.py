@@ -106,6 +106,8 @@ def resize_square_quickly(image: Image.Image, size: int, interpolation: str) -> 
     from torch.nn import functional
 
     left, top, right, bottom = _centre(image)
+    if right - left == size:
+        return np.asarray(image)[top:bottom, left:right]
     square = torch.from_numpy(np.asarray(image)[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
     resized = functional.interpolate(square, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
