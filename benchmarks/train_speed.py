@@ -321,7 +321,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
     def ratios(name: str, other: str, unit: str = "images_per_s") -> str:
-        pairs = [(r[name], r[other]) for r in rounds if name in r and other in r]
+        pairs = [(r[name], r[other]) for r in rounds if name in r and other in r and r[other][unit]]
         return spread([a[unit] / b[unit] for a, b in pairs], 2) if pairs else ""
 
     print(
