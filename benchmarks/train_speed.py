@@ -3,6 +3,7 @@
 python benchmarks/train_speed.py [--teacher res2net101_26w_4s] [--student shufflenet_v2_x1_0] [--size 224]
                                  [--batch-size 64] [--rounds 3] [--steps 2] [--threads N] [--device cpu]
                                  [--under "COMMAND"] [--only NAME ...]
+python benchmarks/train_speed.py --cache
 
 The textbook loop is the usual one (mdistiller's, for instance): float32, NCHW, ImageFolder and transforms of
 torchvision behind a DataLoader, the teacher in eval mode under no_grad in every step, `.item()` in every step. Ours is
@@ -10,8 +11,10 @@ what `dspkd distill` does. Both have the same networks, method, generation block
 and number of loader workers. Random weights and random stored answers: neither changes what a step costs.
 
 Every measurement is a process of its own, so that its peak is its own: one step that is not timed, then `--steps`, and
-more until eight seconds are full. The ways take turns, and a ratio is taken within a round. `--under` stands before
-each process (taskset, flock, nice). Prints Markdown.
+more until eight seconds are full. The ways take turns, and a ratio is taken within a round. CPU time (with that of the
+loader's workers) is there because neighbours on the machine move it less. `--under` stands before each process
+(taskset, flock, nice). `--cache` fills a teacher cache as large as the paper's recipe needs and says how
+large it is and how long it takes to open. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -45,8 +48,9 @@ from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import read_table
 from dspkd.data.synthetic import make_synthetic_set
 from dspkd.data.table import Table
-from dspkd.data.views import TrainingViews, ViewLoader
+from dspkd.data.views import VIEWS_PER_EPOCH, TrainingViews, ViewLoader
 from dspkd.distill import METHODS, StepInputs
+from dspkd.distill.base import LOGITS
 from dspkd.models import Architecture, FeatureTaps, pretrained_preprocess
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student, StudentCard
@@ -98,13 +102,17 @@ def measured(way: Way, args: argparse.Namespace, folder: Path) -> dict[str, floa
     torch.manual_seed(0)
     step = textbook_steps(way, args, folder) if way.how == "textbook" else our_steps(way, args, folder)
     next(step)
-    started, count = time.perf_counter(), 0
+    started, busy, count = time.perf_counter(), _cpu_seconds(), 0
     while count < args.steps or (not args.once and time.perf_counter() - started < SECONDS):
         next(step)
         count += 1
     _wait(args.device)
-    seconds = time.perf_counter() - started
-    return {"images_per_s": count * args.batch_size / seconds, "peak_gib": _peak_bytes(args.device) / 2**30}
+    seconds, images = time.perf_counter() - started, count * args.batch_size
+    return {
+        "images_per_s": images / seconds,
+        "images_per_cpu_s": images / max(_cpu_seconds() - busy, 1e-9),
+        "peak_gib": _peak_bytes(args.device) / 2**30,
+    }
 
 
 def textbook_steps(way: Way, args: argparse.Namespace, folder: Path) -> Iterator[None]:
@@ -228,6 +236,17 @@ def _answers(task: StageTask, views: TrainingViews, sampler: Draws, folder: Path
     return TeacherAnswers(cache, ask, shapes, Reporter(), whole_batches=True)
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of a DataLoader's workers, which are its children."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if os.getpid() in (int(stat.parent.name), int(fields[1])):
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -256,6 +275,39 @@ def make_pictures(folder: Path, count: int, size: int) -> None:
     cached_pixels(table, form, for_training=True, cache_dir=folder / "pixels")
 
 
+def print_cache_figures(images: int = 25_331, views: int = 120, classes: int = 8) -> None:
+    """Logits in 16 bits of all images of ISIC 2019 in the views of one stage of the paper."""
+    slots = Slots.of(np.ones(images, np.int64))
+    positions = np.arange(images)
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def opened() -> TeacherCache:
+            return TeacherCache(folder, {"made of": "random numbers"}, slots, dtype="float16")
+
+        cache = opened()
+        for view in range(views):
+            values = generator.standard_normal((images, classes)).astype(np.float16)
+            cache.write(LOGITS, positions, np.full(images, view * VIEWS_PER_EPOCH), values)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        drawn = generator.integers(0, images, (views, 64))
+        times = {"open and read one batch": list[float](), "open and read a batch of every view": list[float]()}
+        for _ in range(5):
+            for name, of_views in zip(times, (1, views), strict=True):
+                started = time.perf_counter()
+                cache = opened()
+                for view in range(of_views):
+                    ids = np.full(64, view * VIEWS_PER_EPOCH)
+                    assert cache.read(LOGITS, (classes,), drawn[view], ids)[1].all()
+                times[name].append(time.perf_counter() - started)
+    print(f"{images} images, {views} views, {classes} logits in 16 bits: {size / 1e6:.2f} MB\n")
+    print("| | ms, median of 5 [range] |")
+    print("|---|---|")
+    for name, seconds in times.items():
+        print(f"| {name} | {spread([1000 * value for value in seconds], 1)} |")
+
+
 def in_own_process(way: Way, flags: list[str], folder: Path, under: str) -> dict[str, float] | None:
     """None if the process ended without an answer, for want of memory for instance."""
     command = [*shlex.split(under), sys.executable, __file__, *flags, "--measure", way.name, "--folder", str(folder)]
@@ -269,20 +321,26 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
-    def ratios(name: str, other: str) -> str:
-        pairs = [(r[name], r[other]) for r in rounds if name in r and other in r]
-        return spread([a["images_per_s"] / b["images_per_s"] for a, b in pairs], 2) if pairs else ""
+    def ratios(name: str, other: str, unit: str = "images_per_s") -> str:
+        pairs = [(r[name], r[other]) for r in rounds if name in r and other in r and r[other][unit]]
+        return spread([a[unit] / b[unit] for a, b in pairs], 2) if pairs else ""
 
-    print("| step | images/s [rounds] | / textbook, same stage | / student alone, ours | peak memory, GiB |")
-    print("|---|---|---|---|---|")
+    print(
+        "| step | images/s [rounds] | / textbook, same stage | the same in CPU time | / student alone, ours | "
+        "the same in CPU time | peak memory, GiB |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for way in WAYS:
         values = [r[way.name] for r in rounds if way.name in r]
         if values:
-            speeds, peak = [v["images_per_s"] for v in values], max(v["peak_gib"] for v in values)
-            print(
-                f"| {way.name} | {spread(speeds, 1)} | {ratios(way.name, way.textbook)} | "
-                f"{ratios(way.name, 'alone: ours')} | {peak:.2f} |"
-            )
+            cells = [
+                way.name,
+                spread([v["images_per_s"] for v in values], 1),
+                *(ratios(way.name, way.textbook, unit) for unit in ("images_per_s", "images_per_cpu_s")),
+                *(ratios(way.name, "alone: ours", unit) for unit in ("images_per_s", "images_per_cpu_s")),
+                f"{max(v['peak_gib'] for v in values):.2f}",
+            ]
+            print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -299,9 +357,13 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="exactly --steps steps: for the memory alone")
     parser.add_argument("--under", default="", help="a command that each measuring process runs under")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(way.name for way in WAYS))
+    parser.add_argument("--cache", action="store_true", help="the size and the opening of a cache instead")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.cache:
+        print_cache_figures()
+        return
     ways = {way.name: way for way in WAYS if not args.only or way.name in args.only}
     if args.measure:
         with contextlib.redirect_stdout(sys.stderr):

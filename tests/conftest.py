@@ -88,7 +88,10 @@ def tiny_artifacts(tiny_data, tiny_student, tmp_path_factory):
 
 
 # They take long. Two processes share the files, and one that is begun last would keep one of them waiting.
-LONG = ("test_precisions", "test_qat", "test_readme", "test_demo", "test_run", "test_processes", "test_remote")
+LONG = (
+    "test_precisions", "test_qat", "test_readme", "test_demo", "test_run", "test_processes", "test_remote",
+    "test_several_processes",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
