@@ -102,12 +102,12 @@ def resize_square_quickly(image: Image.Image, size: int, interpolation: str) -> 
     """As `resize_square`, within a level of it, with PyTorch's resampler, which uses the processor's wide registers.
     For training pixels only: it is not the same on every machine.
     """
+    if min(image.size) == size:
+        return np.asarray(_centre_square(image))
     import torch
     from torch.nn import functional
 
     left, top, right, bottom = _centre(image)
-    if right - left == size:
-        return np.asarray(image)[top:bottom, left:right]
     square = torch.from_numpy(np.asarray(image)[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
     resized = functional.interpolate(square, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
