@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ from tiny_runs import tiny_config
 
 from dspkd.presets import preset_stages
 from dspkd.train.run import run
+
+# A shell starts what it runs in the background with interrupts ignored, and that is inherited by whatever a test starts
+# in order to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("DSPKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
