@@ -317,13 +317,18 @@ def sessions(board):
     return found
 
 
+def measured_lines(events):
+    """Whole lines alone: what ends in the middle of its first one has measured nothing."""
+    return [line for line in events.read_bytes().split(b"\n")[:-1] if b'"times"' in line]
+
+
 def interrupt(board, model, how):
     """What is kept when `how` happens after something was measured."""
     kept, scratch = {}, ensure_dir(board.folder / "scratch")
     thread = threading.Thread(target=lambda: kept.update(run=measure_with(board, model, ENDLESS)))
     with patch.object(tempfile, "tempdir", str(scratch)):
         thread.start()
-        wait_until(lambda: any(b'"times"' in events.read_bytes() for events in scratch.glob("dspkd-*/events")), 60)
+        wait_until(lambda: any(measured_lines(events) for events in scratch.glob("dspkd-*/events")), 60)
         how()
         thread.join(60)
     assert len(kept["run"].series[0].ms) > 10
