@@ -52,17 +52,15 @@ def train(way: Way, seed: int, options: argparse.Namespace) -> Path:
     run = options.out / "runs" / f"{way.name}-{seed}"
     if is_student_dir(run):
         return run
-    data = options.data
+    data, clean = options.data, options.out / "runs" / f"clean-{seed}"
     if way.copies:
         data = options.out / f"data-{way.name}-{seed}"
         if not data.exists():
-            clean = options.out / "runs" / f"clean-{seed}" / "split.json"
-            how = ["--before-split"] if way.copies == "before" else ["--split", clean]
+            how = ["--before-split"] if way.copies == "before" else ["--split", clean / "split.json"]
             dspkd("data", "augment", options.data, "--out", data, "--seed", seed, *how)
-    plain = options.out / "runs" / f"clean-{options.seeds[0]}"
-    pictures = load_card(plain).data["images"]["train"] if is_student_dir(plain) else 0
     epochs = options.epochs
     if way.copies:
+        pictures = load_card(clean).data["images"]["train"]
         with (data / "images.csv").open(newline="") as f:
             rows = list(csv.DictReader(f))
         own = sum(r["split"] == "train" for r in rows) if "split" in rows[0] else 0.7 * len(rows)

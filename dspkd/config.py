@@ -39,6 +39,8 @@ class _Frozen(BaseModel):
 class DataConfig(_Frozen, StoredForm):
     """The images and how they are divided. Fractions are of all images; the rest is the training part."""
 
+    later_keys = frozenset({"protocol"})
+
     root: Path
     split: Path | None = None
     """A stored split to reuse. None: the teacher's split if there is a teacher, else a new one from `split_seed`."""
@@ -61,9 +63,6 @@ class DataConfig(_Frozen, StoredForm):
     cache_dir: Path | None = None
     """Decoded pixels are kept here. None: $DSPKD_CACHE, else the user's cache folder."""
 
-    def unused_keys(self) -> frozenset[str]:
-        return frozenset({"protocol"}) if self.protocol == "lesions" else frozenset()
-
     @model_validator(mode="after")
     def _fold_exists(self) -> DataConfig:
         if self.fold >= (self.folds or 1):
@@ -77,6 +76,8 @@ class DataConfig(_Frozen, StoredForm):
 
 class AugmentConfig(_Frozen, StoredForm):
     """Random views of a training image. Dermatoscopy has no up or down, so flips and right angles are free."""
+
+    later_keys = frozenset({"color_constancy", "views", "seed"})
 
     flips: bool = True
     right_angles: bool = True
@@ -96,14 +97,6 @@ class AugmentConfig(_Frozen, StoredForm):
     teacher's stored answers serve again."""
     seed: int | None = Field(default=None, ge=0)
     """Of the views. None: the run's. Runs with different seeds share a teacher cache if this is the same."""
-
-    def unused_keys(self) -> frozenset[str]:
-        used = {
-            "color_constancy": self.color_constancy > 0,
-            "views": self.views is not None,
-            "seed": self.seed is not None,
-        }
-        return frozenset(key for key, is_used in used.items() if not is_used)
 
 
 class TeacherCacheConfig(_Frozen):
@@ -147,6 +140,8 @@ class StageConfig(_Frozen):
 class RunConfig(_Frozen, StoredForm):
     """Everything that decides the outcome of `dspkd train` or `dspkd distill`."""
 
+    later_keys = frozenset({"preprocess"})
+
     model: str
     weights: Path | None = None
     """Initial weights from a file. A head of another size starts afresh."""
@@ -172,9 +167,6 @@ class RunConfig(_Frozen, StoredForm):
     """NHWC memory layout while training. Faster on CPUs and on tensor cores; rounding differs from NCHW."""
     deterministic: bool = True
     out: Path
-
-    def unused_keys(self) -> frozenset[str]:
-        return frozenset() if self.preprocess is not None else frozenset({"preprocess"})
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -138,6 +138,7 @@ def predictions_csv(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     marked = [] if known is None else ["lesion_was_learned_from"]
+    known_ids = frozenset(known or ())
     writer.writerow(["image", "lesion", "source", "label", "predicted", *(f"p_{name}" for name in classes), *marked])
     for sample, row in zip(samples, probabilities, strict=True):
         predicted = classes[int(row.argmax())]
@@ -149,7 +150,7 @@ def predictions_csv(
                 classes[sample.label],
                 predicted,
                 *(f"{p:.6f}" for p in row),
-                *([] if known is None else [int(sample.image_id in known)]),
+                *([] if known is None else [int(sample.image_id in known_ids)]),
             ]
         )
     return text.getvalue()

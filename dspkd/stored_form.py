@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
@@ -14,8 +14,12 @@ class StoredForm(BaseModel):
     recipes and caches keep their names, and an older dspkd reads what does not need the newer one.
     """
 
+    later_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are left out while they have their defaults."""
+
     def unused_keys(self) -> frozenset[str]:
-        return frozenset()
+        fields = type(self).model_fields
+        return frozenset(key for key in self.later_keys if getattr(self, key) == fields[key].default)
 
     @model_serializer(mode="wrap")
     def _stored(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Files are for other programs, and for repeating what the paper does: it balances
 from __future__ import annotations
 
 import csv
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from dspkd.data.rand_augment import rand_augment
-from dspkd.data.split import PARTS, Split
+from dspkd.data.split import PARTS, Split, shuffle_key
 from dspkd.data.table import Sample, Table
 from dspkd.data.views import view_numbers
 from dspkd.errors import DataError, OutputError
@@ -73,26 +72,23 @@ def write_balanced(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists and is not empty", hint="choose another --out, or remove it")
     part_of = _parts(table, split)
-    if split is not None:
-        table = Table(table.root, table.classes, tuple(s for s in table.samples if s.image_id in part_of), table.layout)
     plan = _plan(table, part_of, seed, target)
     total = len(table) + sum(number for _, number in plan)
     with atomic_dir(out) as folder:
-        rows, written = [], 0
+        rows = []
+
+        def add(sample: Sample, name: str, copy_of: str = "") -> None:
+            rows.append(_row(table, sample, name, part_of, copy_of=copy_of))
+            if progress and len(rows) % 50 == 0:
+                progress(len(rows), total, "writing pictures")
+
         for sample in table.samples:
-            name = _write_original(sample, folder / "images")
-            rows.append(_row(table, sample, name, part_of))
-            written += 1
-            if progress and written % 50 == 0:
-                progress(written, total, "writing pictures")
+            add(sample, _write_original(sample, folder / "images"))
         for sample, number in plan:
             for k, picture in _changed(sample, number, seed, magnitude):
                 name = f"{sample.image_id}~{k + 1}.jpg"
                 picture.save(folder / "images" / name, quality=95, subsampling=0)
-                rows.append(_row(table, sample, name, part_of, copy_of=sample.image_id))
-                written += 1
-                if progress and written % 50 == 0:
-                    progress(written, total, "writing copies")
+                add(sample, name, copy_of=sample.image_id)
         with (folder / TABLE).open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f, lineterminator="\n")
             # Without a split the column would say nothing, and readers would look for a part in every row.
@@ -116,16 +112,12 @@ def _plan(table: Table, part_of: dict[str, str], seed: int, target: Target) -> l
     counts = np.bincount([s.label for s in sources], minlength=len(table.classes)).tolist()
     plan = []
     for label, wanted in enumerate(copies_wanted(counts, target)):
-        own = sorted((s for s in sources if s.label == label), key=lambda s: _turn(seed, s.image_id))
+        own = sorted((s for s in sources if s.label == label), key=lambda s: shuffle_key(seed, s.image_id))
         for k, sample in enumerate(own):
             number = wanted // len(own) + (k < wanted % len(own))
             if number:
                 plan.append((sample, number))
     return plan
-
-
-def _turn(seed: int, image_id: str) -> str:
-    return hashlib.sha256(f"{seed}/{image_id}".encode()).hexdigest()
 
 
 def _write_original(sample: Sample, folder: Path) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "make_split",
     "read_split",
     "save_split",
+    "shuffle_key",
 ]
 
 SPLIT_SCHEMA_VERSION = 1
@@ -145,11 +146,11 @@ def joined_groups(table: Table, duplicates: Iterable[Sequence[str]] = ()) -> tup
     return tuple(find(sample.group) for sample in table.samples)
 
 
-def known_images(split: Split, table: Table, part: str) -> frozenset[str]:
-    """Ids of the images of `part` that show a lesion of the training part. Empty unless the split leaks."""
-    learned, asked = set(split.train), set(getattr(split, part))
+def known_images(table: Table, learned: Iterable[str], asked: Iterable[str]) -> list[str]:
+    """Ids of those of the `asked` images that show a lesion of the `learned` ones, in the table's order."""
+    learned, asked = set(learned), set(asked)
     lesions = {sample.group for sample in table.samples if sample.image_id in learned}
-    return frozenset(s.image_id for s in table.samples if s.image_id in asked and s.group in lesions)
+    return [s.image_id for s in table.samples if s.image_id in asked and s.group in lesions]
 
 
 def crossing_groups(groups: Sequence[str], parts: Sequence[str | None]) -> dict[str, list[str]]:
@@ -183,7 +184,7 @@ class _Dealing:
                 int(counts[main_class[name]]),
                 main_class[name],
                 -len(self.lesions[name]),
-                _shuffle_key(self._seed, name),
+                shuffle_key(self._seed, name),
             ),
         )
         target = np.array(shares)[:, None] * counts
@@ -247,7 +248,8 @@ def _main_class(labels: np.ndarray, counts: np.ndarray) -> int:
     return int(min(np.unique(labels), key=lambda k: (counts[k], k)))
 
 
-def _shuffle_key(seed: int, name: str) -> str:
+def shuffle_key(seed: int, name: str) -> str:
+    """To sort names by: an order that looks random and is the same on every machine."""
     return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class PreparedData:
     table: Table
     split: Split
     cache_dir: Path | None
+    _sides: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `training_side` has found: it may have to look into every image."""
 
     def part(self, name: str) -> np.ndarray:
         return indices(self.split, self.table, name)
@@ -65,7 +67,9 @@ class PreparedData:
         """Side of the pixels that views are cut from: `training_size(size)`, or that of the largest training image if
         all are smaller. Enlarged, they would take more space and more time and be no sharper.
         """
-        return largest_square(self.table, self.part("train"), training_size(size))
+        if size not in self._sides:
+            self._sides[size] = largest_square(self.table, self.part("train"), training_size(size))
+        return self._sides[size]
 
     def training_preprocess(self, preprocess: Preprocess) -> Preprocess:
         """How training pixels are made: as those that judge, but of `training_side`."""
@@ -95,8 +99,12 @@ class PreparedData:
         }
         if self.split.leaks:
             described["protocol"] = PAPER
-            described["leak"] = {part: len(known_images(self.split, self.table, part)) for part in ("val", "test")}
+            described["leak"] = {part: len(self.known_images(part)) for part in ("val", "test")}
         return described
+
+    def known_images(self, part: str) -> list[str]:
+        """Ids of the images of a part that show a lesion of the training part: none, unless the split leaks."""
+        return known_images(self.table, self.split.train, getattr(self.split, part))
 
     @property
     def caution(self) -> str | None:
@@ -166,10 +174,7 @@ def _refuse_what_the_teacher_knows(teacher_split: Path, split: Split, table: Tab
     stored = read_split(teacher_split)
     if split.leaks and stored["split_sha256"] == split.sha256:
         return  # The same leak for both networks, which everything made with it says.
-    learned = set(stored["train"])
-    lesions = {sample.group for sample in table.samples if sample.image_id in learned}
-    judging = {*split.val, *split.test}
-    known = [s.image_id for s in table.samples if s.image_id in judging and s.group in lesions]
+    known = known_images(table, stored["train"], (*split.val, *split.test))
     if known:
         raise DataError(
             f"{len(known)} images of the validation and test part show lesions that the teacher learned from, "

@@ -18,7 +18,7 @@ from torch import nn
 from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
 from dspkd.data.pixels import pixel_cache
 from dspkd.data.rand_augment import rare_classes
-from dspkd.data.split import known_images, save_split
+from dspkd.data.split import save_split
 from dspkd.data.views import TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
 from dspkd.errors import CheckpointError, DspkdError, OutputError
@@ -438,7 +438,7 @@ class _Run:
         from dspkd.evaluate import predictions_csv
 
         samples = [self.data.table.samples[int(i)] for i in positions]
-        known = known_images(self.data.split, self.data.table, part) if self.data.split.leaks else None
+        known = self.data.known_images(part) if self.data.split.leaks else None
         text = predictions_csv(samples, probabilities, self.classes, known=known)
         write_text(self.config.out / f"predictions-{part}.csv", text)
 

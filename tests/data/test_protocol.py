@@ -39,7 +39,7 @@ def test_pictures_are_divided_and_not_lesions():
         s.image_id for s in table.samples
     )
     assert len(split.test) == 60
-    known = known_images(split, table, "test")
+    known = set(known_images(table, split.train, split.test))
     learned = {image.split("-")[0] for image in split.train}
     assert known == {image for image in split.test if image.split("-")[0] in learned}
     # A test image is alone of its lesion with probability 0.3 x 0.3.
@@ -49,7 +49,7 @@ def test_pictures_are_divided_and_not_lesions():
 def test_a_split_by_lesion_knows_nothing(tmp_path):
     table = table_of(100, 3)
     split = make_split(table, by_column=False)
-    assert not split.leaks and not known_images(split, table, "test")
+    assert not split.leaks and not known_images(table, split.train, split.test)
 
 
 def test_the_order_of_rows_does_not_matter():
