@@ -146,8 +146,8 @@ def answers_of_stage(
     too_much = int(gathered(np.array([size if size > settings.max_gib * 2**30 else 0])).max())
     if too_much:
         reporter.message(
-            f"{stage.method}: not cached, the teacher's answers for {wanted} views would take {too_much / 2**30:.1f} GiB "
-            f"(teacher_cache.max_gib is {settings.max_gib:g}; --views N takes fewer)"
+            f"{stage.method}: not cached, the teacher's answers for {wanted} views would take "
+            f"{too_much / 2**30:.1f} GiB (teacher_cache.max_gib is {settings.max_gib:g}; --views N takes fewer)"
         )
         return None
     return TeacherAnswers(cache, ask, shapes, reporter, whole_batches=augment.views is None and augment.seed is None)
