@@ -47,17 +47,20 @@ def compare(
         _print_commands(plan)
         return
     failed = {} if tables_only else _carry_out(plan)
-    collected = _write(plan)
+    try:
+        collected = _write(plan)
+    except DspkdError as error:
+        if not failed:
+            raise
+        # Where nothing is left to show, the reason lies in what failed.
+        typer.echo(f"dspkd: no tables: {error.message}", err=True)
+        raise _summary_of(failed, plan) from error
     if as_json:
         print_json({"out": str(plan.out), **collected.results})
     else:
         _show(plan, collected.results)
     if failed:
-        raise DspkdError(
-            f"{len(failed)} of {len(plan.cells)} cells failed: "
-            + "; ".join(f"{name}: {error}" for name, error in failed.items()),
-            hint=f"logs lie in {plan.out / 'logs'}; give the command again to try them once more",
-        )
+        raise _summary_of(failed, plan)
 
 
 def _plan(file: Path, data: Path | None, out: Path | None, overrides: list[str]) -> Plan:
@@ -93,6 +96,14 @@ def _carry_out(plan: Plan) -> dict[str, str]:
     except KeyboardInterrupt:
         typer.echo("dspkd: interrupted; give the same command again to go on", err=True)
         raise typer.Exit(130) from None
+
+
+def _summary_of(failed: Mapping[str, str], plan: Plan) -> DspkdError:
+    return DspkdError(
+        f"{len(failed)} of {len(plan.cells)} cells failed: "
+        + "; ".join(f"{name}: {error}" for name, error in failed.items()),
+        hint=f"logs lie in {plan.out / 'logs'}; give the command again to try them once more",
+    )
 
 
 @contextmanager

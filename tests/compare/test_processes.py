@@ -129,3 +129,18 @@ def test_a_failing_cell_is_named_in_the_end(tiny_data, tiny_teacher, tmp_path, m
     assert "1 of 2 cells failed: norm_kd-big-small-seed0: exit code 1: the loss of stage norm_kd became" in printed.err
     assert "the loss of stage norm_kd became" in (out / "tables.md").read_text()
     assert "alone" in (out / "tables.md").read_text()
+
+
+def test_where_every_student_fails_the_reason_is_told(tiny_data, tmp_path, monkeypatch, capsys):
+    def failing(cell, lock, log):
+        log.write_text(f"dspkd: error: {cell.name} is out of luck\n")
+        return 1
+
+    monkeypatch.setattr(execution, "run_process", failing)
+    values = comparison_values(tiny_data, seeds=[0])
+    out = tmp_path / "out"
+    assert call(monkeypatch, "compare", write_file(tmp_path / "file.toml", values), "--out", out, "--json") == 1
+    printed = capsys.readouterr()
+    assert "4 of 4 cells failed: teacher-big: exit code 1: teacher-big is out of luck" in printed.err
+    assert f"logs lie in {out / 'logs'}" in printed.err
+    assert printed.out == ""
