@@ -121,12 +121,14 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def _write(plan: Plan) -> Collected:
+    from dspkd.compare.execution import write_comparison
     from dspkd.compare.output import write_tables
     from dspkd.compare.results import collect
     from dspkd.fileio import write_text
     from dspkd_bench.compare_page import render_comparison
 
     collected = collect(plan, complexity=_complexity)
+    write_comparison(plan)
     write_tables(plan.out, collected)
     try:
         write_text(plan.out / "compare.html", render_comparison(collected.results, collected.histories))

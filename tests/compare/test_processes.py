@@ -66,6 +66,14 @@ def test_the_commands_of_a_dry_run_make_the_comparison(file, tmp_path, monkeypat
     assert "DSP-KD" not in (out / "tables.md").read_text()
 
 
+def test_a_dry_run_with_other_settings_changes_nothing_that_a_running_comparison_reads(file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert call(monkeypatch, "compare", file, "--out", out, "--dry-run") == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert call(monkeypatch, "compare", file, "--out", out, "--dry-run", "--set", "epochs=3") == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_usage_errors(tiny_data, tmp_path, monkeypatch, capsys):
     values = comparison_values(tiny_data)
     values["methods"]["alone"]["stages"][0]["epochs"] = 7

@@ -172,7 +172,7 @@ def test_what_is_missing_is_named_and_left_out(tmp_path):
     finish_all(plan, SKILLS)
     (plan.cell("norm_kd", "small", "big", 1).config.out / "predictions-test.csv").unlink()
     (plan.cell("dsp_kd", "small", "big", 0).config.out / "student.json").unlink()
-    record = plan.cell("dsp_kd", "small", "big", 0).recipe.with_suffix(".failed.json")
+    record = plan.cell("dsp_kd", "small", "big", 0).failure_record
     record.write_text(json.dumps({"error": "exit code 1: out of luck", "at": 0}))
     for name in (0, 1):
         (plan.cell("long", "small", "big", name).config.out / "student.json").unlink()
@@ -302,7 +302,7 @@ def test_nothing_finished_is_said(tmp_path):
     with pytest.raises(DataError, match="no student is finished"):
         collect(plan)
     write_recipes(plan)
-    record = plan.cells[0].recipe.with_suffix(".failed.json")
+    record = plan.cells[0].failure_record
     record.write_text(json.dumps({"error": "exit code 1: out of luck", "at": 0}))
     with pytest.raises(DataError, match=r"no student is finished.*\(teacher-big: exit code 1: out of luck\)"):
         collect(plan)
