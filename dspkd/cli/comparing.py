@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import DspkdError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
+    from dspkd.compare.latency import Bench
     from dspkd.compare.plan import Plan
     from dspkd.compare.results import Collected
 
@@ -28,6 +29,9 @@ def compare(
     set_: list[str] = typer.Option(
         [], "--set", help="Any key of the file, e.g. teachers.lite0.weights=FILE or epochs=5. Repeatable."
     ),
+    bench: list[Path] = typer.Option(
+        [], "--bench", help="results.json of dspkd bench: adds the time per inference to the tables. Repeatable."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the commands of all cells, one a line, and stop."),
     tables_only: bool = typer.Option(False, "--tables-only", help="Make the tables of what is finished; run nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print the results as JSON, and nothing else, on stdout."),
@@ -39,16 +43,20 @@ def compare(
     interrupted ones go on when the command is given again; a cell that fails does not stop the others. Started twice,
     the two share the work.
 
+    --bench adds the time per inference, with intervals, beside parameters and MACs (latency.csv, too); without it
+    tables.md has the command that measures it.
+
     --dry-run prints commands for any scheduler; teachers come first, and what names one has to wait for it. Give
     --tables-only when they are done.
     """
     plan = _plan(file, data, out, set_)
+    benches = [_read_bench(path) for path in bench]
     if dry_run:
         _print_commands(plan)
         return
     failed = {} if tables_only else _carry_out(plan)
     try:
-        collected = _write(plan)
+        collected = _write(plan, benches)
     except DspkdError as error:
         if not failed:
             raise
@@ -120,14 +128,21 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(plan: Plan) -> Collected:
+def _read_bench(path: Path) -> Bench:
+    from dspkd.compare.latency import parse_bench
+    from dspkd_bench.report import read_results
+
+    return parse_bench(read_results(path), origin=str(path))
+
+
+def _write(plan: Plan, benches: Sequence[Bench]) -> Collected:
     from dspkd.compare.execution import write_comparison
     from dspkd.compare.output import write_tables
     from dspkd.compare.results import collect
     from dspkd.fileio import write_text
     from dspkd_bench.compare_page import render_comparison
 
-    collected = collect(plan, complexity=_complexity)
+    collected = collect(plan, complexity=_complexity, benches=benches)
     write_comparison(plan)
     write_tables(plan.out, collected)
     try:

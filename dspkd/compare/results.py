@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dspkd.compare.execution import is_finished, read_failures
+from dspkd.compare.latency import Bench, latency_rows
 from dspkd.compare.plan import Cell, Plan, student_epochs
 from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
 from dspkd.errors import DataError, DspkdError
@@ -104,18 +106,18 @@ class _Frame:
         return _Run(run.card, run.history, matrices[0], metrics)
 
 
-def collect(plan: Plan, *, complexity: Complexity | None = None) -> Collected:
+def collect(plan: Plan, *, complexity: Complexity | None = None, benches: Sequence[Bench] = ()) -> Collected:
     """Every number of the tables, from what is finished; what is not stands in `missing` with the reason.
 
     A damaged folder, or a run that does not belong to the others (another split, another teacher), is such a reason and
     not the end of the tables. Raises DataError if no student is left to show.
     """
-    return _Collector(plan, complexity).collect()
+    return _Collector(plan, complexity, benches).collect()
 
 
 class _Collector:
-    def __init__(self, plan: Plan, complexity: Complexity | None) -> None:
-        self.plan, self.complexity = plan, complexity
+    def __init__(self, plan: Plan, complexity: Complexity | None, benches: Sequence[Bench]) -> None:
+        self.plan, self.complexity, self.benches = plan, complexity, benches
         self.comparison = plan.comparison
         self.part = plan.comparison.judge
         self.missing: list[dict[str, str]] = []
@@ -134,7 +136,7 @@ class _Collector:
         teachers: list[str | None] = [*self.comparison.teachers] or [None]
         pairs = [self._pair(student, teacher) for student in students for teacher in teachers]
         self._adjust(pairs)
-        comparison = self.comparison
+        comparison, networks = self.comparison, self._networks()
         results = {
             "kind": "comparison",
             "schema_version": RESULTS_SCHEMA_VERSION,
@@ -155,7 +157,9 @@ class _Collector:
             "caution": next(iter(self.runs.values())).card.caution,
             "repetitions": REPETITIONS,
             "references": list(comparison.compared_with),
-            "networks": self._networks(),
+            "networks": networks,
+            "latency": [latency_rows(bench, networks, self._runs_by_weights()) for bench in self.benches],
+            "bench_command": self._bench_command(),
             "methods": [self._method(name) for name in comparison.methods],
             "pairs": pairs,
             "runs": [self._run_row(cell) for cell in self.plan.cells if cell.name in self.runs],
@@ -380,6 +384,25 @@ class _Collector:
             "metrics": metrics,
         }
 
+    def _runs_by_weights(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Names of the runs of each network, distilled ones among the students', by the hash of their weights."""
+        found = {("teacher", name): {run.card.weights_sha256: name} for name, run in self.teachers.items()}
+        for student in self.comparison.students:
+            cells = [cell for cell in self.plan.cells if cell.student == student and cell.name in self.runs]
+            found["student", student] = {self.runs[cell.name].card.weights_sha256: cell.name for cell in cells}
+        return found
+
+    def _bench_command(self) -> str:
+        """What measures the time of every network, in PyTorch on this machine."""
+        teachers = [
+            _shown(self.plan.teacher_folders[name]) for name in self.comparison.teachers if name in self.teachers
+        ]
+        alone = [self._cells(self.comparison.compared_with[0], name, None) for name in self.comparison.students]
+        students = [_shown(next(iter(cells.values())).config.out) for cells in alone if cells]
+        first = ["--teacher", teachers[0]] if teachers else []
+        out = _shown(self.plan.out / "bench.json")
+        return shlex.join(["dspkd", "bench", *teachers[1:], *students, *first, "--out", out])
+
     def _method(self, name: str) -> dict[str, Any]:
         spec = self.comparison.methods[name]
         config = next(cell.config for cell in self.plan.cells if cell.method == name)
@@ -454,6 +477,11 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise DataError(f"{path}: line {number} is no JSON, so the file was cut or changed") from error
     return history
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _plain(difference: Difference) -> dict[str, Any]:

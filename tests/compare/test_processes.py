@@ -64,6 +64,20 @@ def test_the_commands_of_a_dry_run_make_the_comparison(file, tmp_path, monkeypat
     assert results["networks"][1]["parameters"] == pytest.approx(345_000, rel=0.02)
     assert (out / "tables.md").is_file()
     assert "DSP-KD" not in (out / "tables.md").read_text()
+    quickly = ["--seconds", "0.01", "--min-rounds", "5", "--no-memory"]
+    assert call(monkeypatch, *shlex.split(results["bench_command"])[1:], *quickly) == 0
+    capsys.readouterr()
+    bench = ["--bench", out / "bench.json"]
+    assert call(monkeypatch, "compare", file, "--out", out, "--tables-only", "--json", *bench) == 0
+    ((teacher, student),) = (entry["rows"] for entry in json.loads(capsys.readouterr().out)["latency"])
+    assert (teacher["role"], teacher["matched_by"]) == ("teacher", "weights")
+    assert (student["run"], student["matched_by"]) == ("alone-small-seed0", "weights")
+    low, high = student["p50_interval_ms"]
+    assert 0 < low <= student["p50_ms"] <= high
+    assert "(Table 6)" in (out / "tables.md").read_text()
+    (out / "bench.json").write_text("{}")
+    assert call(monkeypatch, "compare", file, "--out", out, "--tables-only", *bench) == 1
+    assert "bench.json holds no results of a bench" in capsys.readouterr().err
 
 
 def test_a_dry_run_with_other_settings_changes_nothing_that_a_running_comparison_reads(file, tmp_path, monkeypatch):
