@@ -98,14 +98,16 @@ def latency_rows(
     A network has the times of its own weights where they were measured, else those of its architecture at its size with
     other weights, which are as good for time: `matched_by` says which.
     """
-    rows, used = [], set()
+    rows: list[dict[str, Any]] = []
+    used: set[str] = set()
     for network in networks:
         own = runs[network["role"], network["name"]]
-        matches = [
+        measured: list[tuple[_Subject, str | None]] = [
             (subject, own[subject.weights_sha256]) for subject in bench.subjects if subject.weights_sha256 in own
         ]
-        alike = [(subject, None) for subject in bench.subjects if _alike(subject, network)]
-        for subject, run in matches or alike:
+        if not measured:
+            measured = [(subject, None) for subject in bench.subjects if _alike(subject, network)]
+        for subject, run in measured:
             used.add(subject.name)
             rows.append(_row(bench, subject, network, run))
     device = (bench.device and bench.device.name) or bench.environment.cpu

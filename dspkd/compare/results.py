@@ -59,7 +59,8 @@ class _Stored:
 
     @property
     def split_sha256(self) -> str | None:
-        return self.card.data.get("split_sha256")
+        value: str | None = self.card.data.get("split_sha256")
+        return value
 
     @property
     def judged_on(self) -> tuple[Any, ...]:
@@ -441,8 +442,8 @@ def _read_run(folder: Path, part: str) -> _Stored:
     """A run and its predictions of `part`. Raises DspkdError naming the file that is missing or damaged."""
     card = load_card(folder)
     predictions = folder / f"predictions-{part}.csv"
-    columns = _read_predictions(predictions, card.classes)
-    return _Stored(card, predictions, *columns, _read_history(folder / "metrics.jsonl"))
+    images, lesions, labels, predicted = _read_predictions(predictions, card.classes)
+    return _Stored(card, predictions, images, lesions, labels, predicted, _read_history(folder / "metrics.jsonl"))
 
 
 def _read_predictions(path: Path, classes: Sequence[str]) -> list[tuple[str, ...]]:
