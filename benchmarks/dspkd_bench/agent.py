@@ -1,7 +1,8 @@
 """The program that measures models on a device: one file, the standard library, and the runtime that is there.
 
     python3 agent.py spec.json             measure all of its models
-    python3 agent.py spec.json INDEX       load and run one of them in a process of its own: the cold start, memory
+    python3 agent.py spec.json INDEX PID   load and run one of them in a process of its own: the cold start, memory;
+                                           it ends with its parent, which is process PID
 
 It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `recording.py`
 takes them: start, cold, loaded, failed, output, times, state, sensors, power, sustained, end. What has been measured is
@@ -36,6 +37,8 @@ PROTOCOL = 1
 SYS = Path(os.environ.get("DSPKD_SYS", "/sys"))
 STATE_SECONDS = 1.0
 POWER_SECONDS = 0.1
+# The cold start of one model.
+COLD_SECONDS = 300.0
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 STEADY_WINDOW = 5
 STEADY_CHANGE = 0.05
@@ -512,16 +515,54 @@ def measure_cold(spec: dict[str, Any], index: int) -> None:
 
 def _measure_cold_apart(file: str, index: int) -> None:
     """In a process of its own. What fails there fails here too, with its reason."""
-    command = [sys.executable, str(Path(__file__).resolve()), file, str(index)]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300
-        )
-        event = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
+        with _child([sys.executable, str(Path(__file__).resolve()), file, str(index), str(os.getpid())]) as child:
+            said, _ = child.communicate(timeout=COLD_SECONDS)
+        event = json.loads(said.decode(errors="replace").strip().splitlines()[-1])
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return
-    if done.returncode == 0:
+    if child.returncode == 0:
         _say(event.pop("event"), **event)
+
+
+@contextmanager
+def _child(command: Sequence[str]) -> Iterator[Any]:
+    """A process that outlives neither the block nor this process: beside it, a second bench would measure.
+
+    SIGTERM is only caught meanwhile. Python would not come to its handler while a runtime hangs in a call.
+    """
+    started: list[Any] = []
+
+    def stop(number: int, frame: Any) -> None:
+        for child in started:
+            child.kill()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        started.append(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+        with started[0]:
+            try:
+                yield started[0]
+            finally:
+                started[0].kill()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux kill this process when its parent ends in whatever way; elsewhere only the parent itself does it."""
+    if sys.platform.startswith("linux"):
+        with suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            set_parent_death_signal = 1
+            ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def measure(spec: dict[str, Any], file: str) -> None:
@@ -748,7 +789,7 @@ class _Session:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    file, *index = sys.argv[1:] if argv is None else argv
+    file, *apart = sys.argv[1:] if argv is None else argv
     # A lost connection may show as a hang-up before it shows as a broken pipe.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -757,8 +798,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         spec = json.loads(Path(file).read_text())
-        if index:
-            measure_cold(spec, int(index[0]))
+        if apart:
+            index, parent = map(int, apart)
+            _end_with(parent)
+            measure_cold(spec, index)
         else:
             measure(spec, file)
     except _Nobody:
