@@ -1,5 +1,6 @@
 """The program that measures on a device, by itself: what it starts, what it says and when, when it stops."""
 
+import itertools
 import json
 import os
 import shutil
@@ -53,3 +54,44 @@ def test_the_cold_start_ends_with_an_agent_that_is_killed(hanging, version, how,
         os.kill(process.pid, how)
         assert process.wait(30) == -how
         wait_until(lambda: not running(COLD_START, hanging))
+
+
+class Clock:
+    """Time passes only while something is measured."""
+
+    def __init__(self):
+        self.now_ns = 0
+
+    def __call__(self):
+        return self.now_ns
+
+    def call(self, seconds):
+        def run():
+            self.now_ns += int(seconds * 1e9)
+
+        return run
+
+
+@pytest.mark.parametrize("seconds", [0.01, 4.0, 60.0])
+def test_a_slow_device_is_heard_of_after_every_few_calls(seconds):
+    """Whoever waits ends what says nothing for long, however long the whole takes."""
+    clock, heard = Clock(), []
+    calls = {str(index): clock.call(seconds) for index in range(8)}
+    plan = agent.Plan(agent.Rule(warmup_rounds=10, min_rounds=20, max_rounds=20, seconds=0.0), batches=(2,))
+    agent.measure_calls(calls, plan, lambda event, **_: heard.append((clock(), event)), [(2, calls)], clock)
+    times_ns = [0, *(at_ns for at_ns, _ in heard)]
+    longest_s = max(after - before for before, after in itertools.pairwise(times_ns)) / 1e9
+    assert longest_s < agent.ALIVE_SECONDS + 1.1 * seconds
+    assert any(event == "alive" for _, event in heard) == (seconds > 1)
+
+
+def test_the_least_number_of_rounds_wins_over_the_most():
+    rule = agent.Rule(min_rounds=30, max_rounds=4, seconds=0.0)
+    clock = Clock()
+    assert len(list(agent.measure_rounds({"a": clock.call(0.001)}, rule, clock))) == 30
+
+
+def test_as_many_rounds_as_are_allowed():
+    rule = agent.Rule(min_rounds=5, max_rounds=5000, seconds=1e9)
+    clock = Clock()
+    assert len(list(agent.measure_rounds({"a": clock.call(0.001)}, rule, clock))) == 5000
