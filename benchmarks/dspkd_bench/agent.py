@@ -3,6 +3,8 @@
     python3 agent.py spec.json             measure all of its models
     python3 agent.py spec.json INDEX PID   load and run one of them in a process of its own: the cold start, memory;
                                            it ends with its parent, which is process PID
+    python3 agent.py --beside COMMAND...   run another program that says the same events, and read the power sensors
+                                           meanwhile, of which it knows nothing; pass on what it says
 
 It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `recording.py`
 takes them: start, alive, cold, loaded, failed, output, times, state, sensors, power, sustained, end. What has been
@@ -541,7 +543,7 @@ def _measure_cold_apart(file: str, index: int) -> None:
 
 
 @contextmanager
-def _child(command: Sequence[str]) -> Iterator[Any]:
+def _child(command: Sequence[str], *, stderr: Any = subprocess.DEVNULL) -> Iterator[Any]:
     """A process that outlives neither the block nor this process: beside it, a second bench would measure.
 
     SIGTERM is only caught meanwhile. Python would not come to its handler while a runtime hangs in a call.
@@ -556,9 +558,7 @@ def _child(command: Sequence[str]) -> Iterator[Any]:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        started.append(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
+        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr))
         with started[0]:
             try:
                 yield started[0]
@@ -810,6 +810,58 @@ class _Session:
             self.state("idle", index=int(name))
 
 
+def measure_beside(command: Sequence[str]) -> int:
+    """Run a program that says the agent's events by itself, and sample the power after its rounds, where there is a
+    sensor. It says in a `began` event where its time 0 lies on the system's monotonic clock. Its exit code, as a shell
+    has it.
+    """
+    machine, began, sampler = describe(), 0, None
+    with _child(command, stderr=None) as child:
+        try:
+            for line in child.stdout:
+                if line.startswith(b'{"event":"start"'):
+                    event = json.loads(line)
+                    _say(event.pop("event"), **{**machine, **event})
+                    continue
+                _pass_on(line)
+                if line.startswith(b'{"event":"began"'):
+                    began = json.loads(line)["monotonic_ns"]
+                elif sampler is None and line.startswith(b'{"event":"state"') and b'"phase":"after"' in line:
+                    sampler = _start_sampling()
+                if sampler is not None:
+                    _say_power(sampler, began)
+        finally:
+            if sampler is not None:
+                sampler.stop()
+        code: int = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _pass_on(line: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise _Nobody from error
+
+
+def _start_sampling() -> PowerSampler | None:
+    """None where there is no sensor."""
+    sensors = find_sensors()
+    _say("sensors", **sensors._asdict())
+    if not sensors.columns:
+        return None
+    sampler = PowerSampler(sensors, time.monotonic_ns)
+    sampler.start()
+    return sampler
+
+
+def _say_power(sampler: PowerSampler, began_ns: int) -> None:
+    rows = sampler.take()
+    if rows:
+        _say("power", at_ms=[round((at - began_ns) / 1e6, 3) for at, _ in rows], rows=[row for _, row in rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     file, *apart = sys.argv[1:] if argv is None else argv
     # A lost connection may show as a hang-up before it shows as a broken pipe.
@@ -819,6 +871,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
+        if file == "--beside":
+            return measure_beside(apart)
         spec = json.loads(Path(file).read_text())
         if apart:
             index, parent = map(int, apart)

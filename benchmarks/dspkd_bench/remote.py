@@ -107,9 +107,19 @@ def _with_runner(
 ) -> Recording:
     runner = [*_taskset(cores), *_send_runner(device, models)]
     apart = _measure_cold(device, runner, len(models), threads) if cold else {}
-    run = _measure(device, [*runner, *_runner_options(plan, len(models), threads)], patience_s)
+    command = [*runner, *_runner_options(plan, len(models), threads)]
+    if plan.sustained_s and _has_python(device):
+        device.push(Path(agent.__file__), "agent.py")
+        command = [device.python, "agent.py", "--beside", *command]
+    run = _measure(device, command, patience_s)
     run.cold |= apart
     return run
+
+
+def _has_python(device: Device) -> bool:
+    """One that runs the agent, which reads the power sensors for the runner."""
+    code = "import sys; sys.exit(sys.version_info < (3, 8))"
+    return device.runs_python and device.run([device.python, "-c", code], timeout=30).returncode == 0
 
 
 def _measure_cold(device: Device, runner: Sequence[str], number: int, threads: int) -> dict[int, dict[str, Any]]:

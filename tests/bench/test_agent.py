@@ -12,6 +12,7 @@ from other_pythons import other_python
 from watching import running, wait_until
 
 from dspkd_bench import agent
+from dspkd_bench.recording import Recording
 
 COLD_START = "agent.py spec.json 0"
 SPEC = {
@@ -95,3 +96,67 @@ def test_as_many_rounds_as_are_allowed():
     rule = agent.Rule(min_rounds=5, max_rounds=5000, seconds=1e9)
     clock = Clock()
     assert len(list(agent.measure_rounds({"a": clock.call(0.001)}, rule, clock))) == 5000
+
+
+OTHER_PROGRAM = """
+import json, sys, time
+def say(event, **values):
+    print(json.dumps({"event": event, **values}, separators=(",", ":")), flush=True)
+say("start", protocol=1, machine="of the other", board=None)
+began = time.monotonic_ns()
+say("began", monotonic_ns=began)
+for phase in ("after", "idle", "idle", "idle", "idle"):
+    say("state", at_ms=(time.monotonic_ns() - began) / 1e6, phase=phase)
+    time.sleep(0.3)
+say("end")
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A device with a power sensor and a program that knows nothing of it; starts the agent beside it."""
+    monitor = tmp_path / "sys/class/hwmon/hwmon0"
+    monitor.mkdir(parents=True)
+    for name, text in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1000"}.items():
+        (monitor / name).write_text(text + "\n")
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.copy(agent.__file__, there / "agent.py")
+    (there / "other.py").write_text(OTHER_PROGRAM)
+    environment = {**os.environ, "DSPKD_SYS": str(tmp_path / "sys")}
+
+    def start(version, *words):
+        python = other_python(version)
+        command = [python, "agent.py", "--beside", python, *words]
+        return subprocess.Popen(command, cwd=there, env=environment, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.12"])
+def test_power_is_read_beside_a_program_that_does_not(beside, version):
+    process = beside(version, "other.py", "4")
+    said = [json.loads(line) for line in process.communicate()[0].splitlines()]
+    assert process.returncode == 4
+    kinds = [event["event"] for event in said if event["event"] != "power"]
+    assert kinds == ["start", "began", "state", "sensors", *["state"] * 4, "end"]
+    # What it says of itself counts, and the agent knows more.
+    assert said[0]["machine"] == "of the other" and said[0]["python"].startswith(version)
+    run = Recording()
+    for event in said:
+        run.take(event)
+    assert len(run.power) >= 5 and run.sensors["fixed"]["hwmon0/in1_label"] == "VDD_IN"
+    # Its clock is theirs.
+    first, last = (state["at_ms"] / 1e3 for state in (run.states[0], run.states[-1]))
+    assert all(first <= at_s <= last + 0.5 for at_s, _ in run.power)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_program_beside_ends_with_an_agent_that_is_told_to_end(beside, how, tmp_path):
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 9); print('{}', flush=True); time.sleep(4326)"
+    with beside("3.12", "-c", code) as process:
+        assert process.stdout.readline() == "{}\n"
+        os.kill(process.pid, how)
+        process.wait(30)
+        wait_until(lambda: not running("4326", tmp_path))

@@ -1,6 +1,7 @@
 """Power of known size in, energy per inference out; the sensors are files in a folder of the test's own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -272,12 +273,18 @@ def test_a_sustained_phase_with_a_known_power(sysfs):
     assert 3.5 <= energy["seconds"] <= 4.5 and energy["rate_hz"] > 2
 
 
-def test_an_artifact_with_its_energy_here_and_on_a_device(sysfs, tiny_artifacts, loopback_with_sysfs, monkeypatch):
+@pytest.mark.parametrize(
+    "target", ["onnx", pytest.param("executorch", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no g++"))]
+)
+def test_an_artifact_with_its_energy_here_and_on_a_device(
+    sysfs, tiny_artifacts, loopback_with_sysfs, monkeypatch, target
+):
+    """An ExecuTorch program's sensors are read there by the agent, beside the program that runs it."""
     sysfs("hwmon/hwmon0", ORIN_NANO)
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
     for device in ("local", loopback_with_sysfs.url):
         results = run_bench(
-            BenchConfig([tiny_artifacts["onnx"]], device=device, stop=QUICK, sustained_s=2.0, memory=False)
+            BenchConfig([tiny_artifacts[target]], device=device, stop=QUICK, sustained_s=2.0, memory=False)
         )
         check_schema(results)
         [subject] = results["subjects"]

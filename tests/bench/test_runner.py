@@ -107,14 +107,15 @@ def test_gives_the_golden_probabilities(kit, model, golden, tmp_path):
 
 def test_prints_the_protocol(kit, model):
     said = events(start(kit, *QUICK, model))
-    assert [e["event"] for e in said] == ["start", "loaded", "output", "state", "times", "state", "end"]
+    assert [e["event"] for e in said] == ["start", "loaded", "output", "state", "began", "times", "state", "end"]
     first, loaded = said[0], said[1]
     assert (first["protocol"], first["program"], first["machine"]) == (1, "dspkd-runner", HERE)
     assert loaded["runtime"] == kit.runtime
     assert loaded["load_ms"] > 0 and loaded["first_ms"] > 0
     assert len(first["affinity"]) == first["cores"]
-    assert said[3]["at_ms"] == 0.0 and said[5]["at_ms"] > said[4]["at_ms"][-1]
-    assert (said[3]["phase"], said[5]["phase"]) == ("before", "after")
+    assert said[3]["at_ms"] == 0.0 and said[6]["at_ms"] > said[5]["at_ms"][-1]
+    assert (said[3]["phase"], said[6]["phase"]) == ("before", "after")
+    assert 0 < time.monotonic_ns() - said[4]["monotonic_ns"] < 120e9
 
 
 def test_models_take_turns_and_the_order_turns(kit, model):

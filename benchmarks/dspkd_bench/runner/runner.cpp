@@ -7,7 +7,7 @@
 // --input is the picture for all models, or is given once for each in their order. It warms up, times the models in
 // turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. --cold only starts one model and
 // says how long that takes and what memory it needs. The program prints events, one JSON object a line: start, busy,
-// alive, cold, loaded, failed, output, times, state, sustained, end. Exit 0: measured, ended by SIGTERM, or busy; 2: bad
+// alive, cold, loaded, failed, output, began, times, state, sustained, end. Exit 0: measured, ended by SIGTERM, or busy; 2: bad
 // arguments; 4: no model could be run; 1: nobody reads any more. SIGALRM ends it if a call does not return on SIGTERM. `runner_build.py` compiles it
 // against the headers and libraries of the executorch wheel.
 
@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -701,6 +702,9 @@ void measure(std::vector<Subject>& subjects, const Settings& settings) {
   say_state(0.0, "before");
   warm_up(subjects, static_cast<size_t>(settings.warmup));
   const auto started = Clock::now();
+  // On the clock that other programs have too: whoever reads power sensors meanwhile tells its times by it.
+  const auto since_boot = std::chrono::duration_cast<std::chrono::nanoseconds>(started.time_since_epoch());
+  say("began", member("monotonic_ns", std::to_string(since_boot.count())));
   take_turns(subjects, settings, started);
   say_state(milliseconds(Clock::now() - started), "after");
   if (settings.sustained == 0.0) return;
@@ -736,6 +740,8 @@ int main(int argc, char** argv) {
   std::vector<Picture> pictures;
   for (const auto& path : settings.inputs) pictures.push_back(read_picture(path));
   catch_signals();
+  // What started it watches over it, and nobody else would end it.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_errors, __FILE__));
   // XNNPACK takes the pool's size when a program is loaded.
   auto* pool = executorch::extension::threadpool::get_threadpool();
