@@ -185,7 +185,7 @@ def judge(
     if load is not None and load > BUSY_LOAD * cores:
         doubts.append(f"other work was running: load average {load:.1f} on {cores} cores before the start")
     # An idle core clocks down: what it does before and after the rounds is no fall.
-    slowed = throttling([state for state in states if state["phase"] == "rounds"], states)
+    slowed = throttling([state for state in states if state.get("phase") == "rounds"], states)
     faults = [slowed] if slowed else []
     if faults:
         return Verdict("invalid", (*faults, *doubts))
