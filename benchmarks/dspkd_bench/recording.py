@@ -54,9 +54,9 @@ class Recording:
             taker(self, event)
 
     def join(self, part: Recording, indices: Sequence[int]) -> None:
-        """Add what another program measured, which is emptied; its subject number i is `indices[i]` here.
+        """Add what another program measured; its subject number i is `indices[i]` here.
 
-        It ran after those that are here, so its times go on where they end.
+        It ran after those that are here, so its times go on where they end: `part` itself is changed.
         """
         part._delay(self._end_s())
         self.machine = part.machine | self.machine
