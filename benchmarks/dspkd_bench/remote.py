@@ -55,8 +55,9 @@ def measure_remote(
     alone for `sustained_s`. Only the agent knows `batches`, rounds with more pictures in a call. With `cold` each model
     is started in a process of its own before. `cores` are those that may be used.
 
-    It takes as long as it takes; only what says nothing for `patience_s` is ended. A run that breaks off after something was measured is returned with `interrupted`. Raises DeviceError if it broke
-    off before, if another bench is running there, or if what came back is none of the agent's events.
+    It takes as long as it takes; only what says nothing for `patience_s` is ended. A run that breaks off after
+    something was measured is returned with `interrupted`. Raises DeviceError if it broke off before, if another bench
+    is running there, or if what came back is none of the agent's events.
     """
     plan = agent.Plan(agent.Rule(**asdict(stop)), sustained_s, tuple(batches))
     whole = Recording()
