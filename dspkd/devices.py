@@ -28,6 +28,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ __all__ = ["Completed", "Device", "LocalDevice", "NoAnswerError", "ShellDevice",
 CONNECT_SECONDS = 10
 COPY_SECONDS = 600
 CLEANUP_SECONDS = 15
+# How often it is looked whether something came.
+LOOK_SECONDS = 1.0
 # A socket's path may have 104 bytes, and ssh appends 17 while it makes one.
 LONGEST_SOCKET = 80
 NOT_FOUND = 127
@@ -110,7 +113,8 @@ class Device(ABC):
     def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
         """Run a command in the work folder. After `timeout` seconds it is ended and DeviceError raised.
 
-        With `stdout`, an open file, the output goes there as it comes, so that it is kept if the device fails.
+        With `stdout`, an open file, the output goes there as it comes, so that it is kept if the device fails, and
+        `timeout` counts from what came last: how long the whole takes does not matter.
         """
 
     def run_python(
@@ -221,7 +225,7 @@ class LocalDevice(Device):
         try:
             return execute(list(argv), cwd=self._work, timeout=timeout, stdout=stdout)
         except subprocess.TimeoutExpired as error:
-            raise _too_long(self.url, argv, error.timeout) from error
+            raise _too_long(self.url, argv, error.timeout, silent=stdout is not None) from error
         except FileNotFoundError as error:
             return Completed(NOT_FOUND, "", f"{argv[0]}: {error.strerror}")
         except OSError as error:
@@ -348,7 +352,7 @@ class ShellDevice(Device):
             return self._in_folder(script, timeout=timeout, stdout=stdout)
         except NoAnswerError as error:
             self._stop()
-            raise _too_long(self.url, argv, error.seconds) from error
+            raise _too_long(self.url, argv, error.seconds, silent=stdout is not None) from error
 
     def at_end(self, argv: Sequence[str]) -> None:
         """Have the device run a command when it is closed, and by itself when the connection is cut."""
@@ -508,17 +512,38 @@ def execute(
     stdin: IO[bytes] | None = None,
     stdout: IO[bytes] | None = None,
 ) -> Completed:
-    done = subprocess.run(
+    """TimeoutExpired after `timeout` seconds; with `stdout`, after so many in which nothing more came."""
+    with subprocess.Popen(
         command,
         stdin=stdin or subprocess.DEVNULL,
         stdout=stdout or subprocess.PIPE,
         stderr=subprocess.PIPE,
-        timeout=timeout,
         cwd=cwd,
-        check=False,
-    )
-    said, complained = (stream.decode(errors="replace") if stream else "" for stream in (done.stdout, done.stderr))
-    return Completed(done.returncode, said, complained)
+    ) as process:
+        try:
+            streams = _wait_for(process, timeout, stdout)
+        except BaseException:
+            process.kill()
+            raise
+    said, complained = (stream.decode(errors="replace") if stream else "" for stream in streams)
+    return Completed(process.returncode, said, complained)
+
+
+def _wait_for(
+    process: subprocess.Popen[bytes], timeout: float | None, stdout: IO[bytes] | None
+) -> tuple[bytes | None, bytes | None]:
+    if timeout is None or stdout is None:
+        return process.communicate(timeout=timeout)
+    size, came = -1, time.monotonic()
+    while True:
+        now, size_now = time.monotonic(), os.fstat(stdout.fileno()).st_size
+        if size_now != size:
+            size, came = size_now, now
+        left = came + timeout - now
+        if left <= 0:
+            raise subprocess.TimeoutExpired(process.args, timeout)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=min(left, LOOK_SECONDS))
 
 
 def check_name(name: str) -> None:
@@ -526,8 +551,11 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} is no plain file name")
 
 
-def _too_long(url: str, argv: Sequence[str], seconds: float) -> DeviceError:
+def _too_long(url: str, argv: Sequence[str], seconds: float, *, silent: bool) -> DeviceError:
     command = shlex.join(argv[:3]) + (" ..." if len(argv) > 3 else "")
+    if silent:
+        what = f"{url}: `{command}` said nothing for {seconds:.0f} s and was ended"
+        return DeviceError(what, hint="it hangs, or a single step takes that long: give it less to do at once")
     return DeviceError(f"{url}: `{command}` did not end within {seconds:.0f} s", hint="give it more time")
 
 

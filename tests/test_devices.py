@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_adbd import adb, phone
 from loopback_ssh import free_port, loopback, serve
-from watching import wait_until
+from watching import running, wait_until
 
 from dspkd.devices import LocalDevice, SshDevice, open_device
 from dspkd.errors import DeviceError, UsageError
@@ -99,6 +99,17 @@ def test_a_command_that_takes_too_long_is_ended(place):
         assert "sleep 60" in str(caught.value)
         pid = device.run(["cat", "pid"]).stdout.strip()
         assert gone(int(pid))
+
+
+def test_a_command_that_says_something_is_not_ended(tmp_path):
+    """With a file for what it says, the time counts from the last that came."""
+    said = tmp_path / "said"
+    with LocalDevice() as device, said.open("wb") as stream:
+        done = device.run(["sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done"], timeout=2, stdout=stream)
+        assert done.returncode == 0 and said.read_text().split() == list("123456")
+        with pytest.raises(DeviceError, match=r"sh -c .* said nothing for 1 s"):
+            device.run(["sh", "-c", "echo 7; exec sleep 4325"], timeout=1, stdout=stream)
+    assert said.read_text().split()[-1] == "7" and not running("sleep 4325")
 
 
 def test_an_interrupt_leaves_nothing_there(place, tmp_path):

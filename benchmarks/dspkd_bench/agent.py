@@ -1,12 +1,16 @@
 """The program that measures models on a device: one file, the standard library, and the runtime that is there.
 
     python3 agent.py spec.json             measure all of its models
-    python3 agent.py spec.json INDEX       load and run one of them in a process of its own: the cold start, memory
+    python3 agent.py spec.json INDEX PID   load and run one of them in a process of its own: the cold start, memory;
+                                           it ends with its parent, which is process PID
+    python3 agent.py --beside COMMAND...   run another program that says the same events, and read the power sensors
+                                           meanwhile, of which it knows nothing; pass on what it says
 
 It is pushed into a folder of its own beside the models and prints events, one JSON object a line, as `recording.py`
-takes them: start, cold, loaded, failed, output, times, state, sensors, power, sustained, end. What has been measured is
-flushed about once a second, so that a connection that breaks loses no more than that. If nobody reads any more, the
-program ends. Sensors are read here and understood there: their text is sent as it is.
+takes them: start, alive, cold, loaded, failed, output, times, state, sensors, power, sustained, end. What has been
+measured is flushed about once a second, so that a connection that breaks loses no more than that, and between two calls
+something is said at least every ALIVE_SECONDS, so that whoever waits can tell slow from hanging. If nobody reads any
+more, the program ends. Sensors are read here and understood there: their text is sent as it is.
 
 Python 3.8 and up, no torch, nothing of dspkd. `bench.py` measures with these very functions on this machine. DSPKD_SYS
 names the folder where sysfs is mounted if that is not /sys.
@@ -36,6 +40,9 @@ PROTOCOL = 1
 SYS = Path(os.environ.get("DSPKD_SYS", "/sys"))
 STATE_SECONDS = 1.0
 POWER_SECONDS = 0.1
+ALIVE_SECONDS = 10.0
+# The cold start of one model.
+COLD_SECONDS = 300.0
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 STEADY_WINDOW = 5
 STEADY_CHANGE = 0.05
@@ -44,8 +51,9 @@ CONFIDENCE = 0.99
 
 
 class Rule(NamedTuple):
-    """Warm up for `warmup_rounds` and on until the times are steady; then at least `min_rounds`, and on until
-    `seconds` have passed, `max_rounds` are done, or the p90 of every subject is known to `precision`.
+    """Warm up for `warmup_rounds` and on until the times are steady; then at least `min_rounds`, even if `max_rounds`
+    is less, and on until `seconds` have passed, `max_rounds` are done, or the p90 of every subject is known to
+    `precision`.
     """
 
     warmup_rounds: int = 10
@@ -96,8 +104,15 @@ def p90_is_known(times_ms: Sequence[float], precision: float) -> bool:
     return ordered[rank - 1] <= seen * (1.0 + precision)
 
 
+def _nothing() -> None:
+    pass
+
+
 def warm_up(
-    calls: Mapping[str, Callable[[], object]], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
+    calls: Mapping[str, Callable[[], object]],
+    rule: Rule,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    after_call: Callable[[], None] = _nothing,
 ) -> int:
     """Run until the time of a round no longer falls; the number of rounds. At most ten times as many as asked for."""
     rounds: list[int] = []
@@ -107,6 +122,7 @@ def warm_up(
         before = clock_ns()
         for call in calls.values():
             call()
+            after_call()
         rounds.append(clock_ns() - before)
     return len(rounds)
 
@@ -120,7 +136,10 @@ def _is_steady(rounds: Sequence[int]) -> bool:
 
 
 def measure_rounds(
-    calls: Mapping[str, Callable[[], object]], rule: Rule, clock_ns: Callable[[], int] = time.perf_counter_ns
+    calls: Mapping[str, Callable[[], object]],
+    rule: Rule,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    after_call: Callable[[], None] = _nothing,
 ) -> Iterator[list[Round]]:
     """Every subject once per round, a list of Round each, in an order drawn anew for every round: what ran just before
     has filled the caches, and would otherwise be the same neighbour every time. The draws are the same in every run.
@@ -133,7 +152,7 @@ def measure_rounds(
         started = clock_ns()
         # Looking at the precision again only after a fifth more calls keeps the chance of stopping by luck small.
         look_at = rule.min_rounds
-        for number in range(rule.max_rounds):
+        for number in range(max(rule.min_rounds, rule.max_rounds)):
             if number >= rule.min_rounds and (clock_ns() - started) / 1e9 >= rule.seconds:
                 return
             if rule.precision is not None and number >= look_at:
@@ -148,6 +167,7 @@ def measure_rounds(
                 after = clock_ns()
                 times[name].append((after - before) / 1e6)
                 done.append(Round(name, (before - started) / 1e9, (after - before) / 1e6))
+                after_call()
             yield done
 
 
@@ -512,16 +532,52 @@ def measure_cold(spec: dict[str, Any], index: int) -> None:
 
 def _measure_cold_apart(file: str, index: int) -> None:
     """In a process of its own. What fails there fails here too, with its reason."""
-    command = [sys.executable, str(Path(__file__).resolve()), file, str(index)]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300
-        )
-        event = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
+        with _child([sys.executable, str(Path(__file__).resolve()), file, str(index), str(os.getpid())]) as child:
+            said, _ = child.communicate(timeout=COLD_SECONDS)
+        event = json.loads(said.decode(errors="replace").strip().splitlines()[-1])
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return
-    if done.returncode == 0:
+    if child.returncode == 0:
         _say(event.pop("event"), **event)
+
+
+@contextmanager
+def _child(command: Sequence[str], *, stderr: Any = subprocess.DEVNULL) -> Iterator[Any]:
+    """A process that outlives neither the block nor this process: beside it, a second bench would measure.
+
+    SIGTERM is only caught meanwhile. Python would not come to its handler while a runtime hangs in a call.
+    """
+    started: list[Any] = []
+
+    def stop(number: int, frame: Any) -> None:
+        for child in started:
+            child.kill()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr))
+        with started[0]:
+            try:
+                yield started[0]
+            finally:
+                started[0].kill()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux kill this process when its parent ends in whatever way; elsewhere only the parent itself does it."""
+    if sys.platform.startswith("linux"):
+        with suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            set_parent_death_signal = 1
+            ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def measure(spec: dict[str, Any], file: str) -> None:
@@ -540,6 +596,7 @@ def measure(spec: dict[str, Any], file: str) -> None:
         with _failures(index):
             if spec["cold"]:
                 _measure_cold_apart(file, index)
+            _say("alive")
             model = _Model(spec, index)
             calls[str(index)] = _open(model, index)
             models[index] = model
@@ -570,6 +627,7 @@ def _batched_calls(models: Mapping[int, _Model], plan: Plan) -> Iterator[tuple[i
     loaded = {}
     for index, model in models.items() if plan.batches else ():
         with _failures(index, batch=plan.batches[0]):
+            _say("alive")
             one = model.load_batched()
             if one is not None:
                 loaded[index] = one
@@ -577,6 +635,7 @@ def _batched_calls(models: Mapping[int, _Model], plan: Plan) -> Iterator[tuple[i
         calls = {}
         for index, one in loaded.items():
             with _failures(index, batch=size):
+                _say("alive")
                 calls[str(index)] = batched_call(one.run, models[index].input_of(one.dtype, size), one.most)
         yield size, calls
 
@@ -618,17 +677,12 @@ class Plan(NamedTuple):
     def batch_rule(self) -> Rule:
         rule = self.rule
         fewer = max(2, rule.warmup_rounds // 4), max(5, rule.min_rounds // 4)
-        return Rule(fewer[0], fewer[1], max(fewer[1], rule.max_rounds), rule.seconds / 2, rule.precision)
+        return Rule(fewer[0], fewer[1], rule.max_rounds, rule.seconds / 2, rule.precision)
 
     @property
     def pause_s(self) -> float:
         """Long enough to know the power without work and to cool down from the work before."""
         return min(15.0, max(3.0, self.sustained_s / 4))
-
-    def seconds(self, subjects: int) -> float:
-        """About how long it takes, without the warm-up."""
-        alone = self.sustained_s + self.pause_s if self.sustained_s else 0.0
-        return self.rule.seconds + len(self.batches) * self.batch_rule.seconds + subjects * alone
 
 
 def measure_calls(
@@ -658,9 +712,18 @@ def measure_calls(
 
 class _Session:
     def __init__(self, say: Any, clock_ns: Callable[[], int]) -> None:
-        self._say, self._clock_ns = say, clock_ns
+        self._tell, self._clock_ns = say, clock_ns
+        self._told = clock_ns()
         self._began: int | None = None
         self._sampler: PowerSampler | None = None
+
+    def _say(self, event: str, **values: Any) -> None:
+        self._tell(event, **values)
+        self._told = self._clock_ns()
+
+    def _keep_in_touch(self) -> None:
+        if self._clock_ns() - self._told >= ALIVE_SECONDS * 1e9:
+            self._say("alive")
 
     def _ms(self, ns: int) -> float:
         return 0.0 if self._began is None else (ns - self._began) / 1e6
@@ -671,13 +734,13 @@ class _Session:
     def rounds(
         self, calls: Mapping[str, Callable[[], object]], rule: Rule, *, phase: str = "rounds", **values: Any
     ) -> None:
-        warm_up(calls, rule, self._clock_ns)
+        warm_up(calls, rule, self._clock_ns, self._keep_in_touch)
         waiting: Any = {name: ([], []) for name in calls}
         said = self._clock_ns()
         if self._began is None:
             self._began = said
         offset = self._ms(said)
-        for done in measure_rounds(calls, rule, self._clock_ns):
+        for done in measure_rounds(calls, rule, self._clock_ns, self._keep_in_touch):
             for name, at_s, took_ms in done:
                 waiting[name][0].append(offset + at_s * 1e3)
                 waiting[name][1].append(took_ms)
@@ -747,8 +810,60 @@ class _Session:
             self.state("idle", index=int(name))
 
 
+def measure_beside(command: Sequence[str]) -> int:
+    """Run a program that says the agent's events by itself, and sample the power after its rounds, where there is a
+    sensor. It says in a `began` event where its time 0 lies on the system's monotonic clock. Its exit code, as a shell
+    has it.
+    """
+    machine, began, sampler = describe(), 0, None
+    with _child(command, stderr=None) as child:
+        try:
+            for line in child.stdout:
+                if line.startswith(b'{"event":"start"'):
+                    event = json.loads(line)
+                    _say(event.pop("event"), **{**machine, **event})
+                    continue
+                _pass_on(line)
+                if line.startswith(b'{"event":"began"'):
+                    began = json.loads(line)["monotonic_ns"]
+                elif sampler is None and line.startswith(b'{"event":"state"') and b'"phase":"after"' in line:
+                    sampler = _start_sampling()
+                if sampler is not None:
+                    _say_power(sampler, began)
+        finally:
+            if sampler is not None:
+                sampler.stop()
+        code: int = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _pass_on(line: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise _Nobody from error
+
+
+def _start_sampling() -> PowerSampler | None:
+    """None where there is no sensor."""
+    sensors = find_sensors()
+    _say("sensors", **sensors._asdict())
+    if not sensors.columns:
+        return None
+    sampler = PowerSampler(sensors, time.monotonic_ns)
+    sampler.start()
+    return sampler
+
+
+def _say_power(sampler: PowerSampler, began_ns: int) -> None:
+    rows = sampler.take()
+    if rows:
+        _say("power", at_ms=[round((at - began_ns) / 1e6, 3) for at, _ in rows], rows=[row for _, row in rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    file, *index = sys.argv[1:] if argv is None else argv
+    file, *apart = sys.argv[1:] if argv is None else argv
     # A lost connection may show as a hang-up before it shows as a broken pipe.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -756,9 +871,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
+        if file == "--beside":
+            return measure_beside(apart)
         spec = json.loads(Path(file).read_text())
-        if index:
-            measure_cold(spec, int(index[0]))
+        if apart:
+            index, parent = map(int, apart)
+            _end_with(parent)
+            measure_cold(spec, index)
         else:
             measure(spec, file)
     except _Nobody:

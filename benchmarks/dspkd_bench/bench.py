@@ -38,7 +38,6 @@ __all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
 MEMORY = ("before_kib", "peak_kib", "resident_kib")
-LATENCY_PHASES = ("before", "rounds", "after")
 Progress = Callable[[int, int, str], None]
 
 
@@ -411,10 +410,9 @@ def _record(index: int, name: str, subject: Subject, measured: _Measured) -> tup
     complexity = count(create_model(subject.architecture, subject.num_classes), subject.size)
     series, cold = measured.recording.series[index], measured.cold.get(index, {})
     latency, shapes = latency_summary(series.ms), flags(series.ms)
-    # What happens later, under a load of minutes, says nothing against these times.
-    states = [state for state in measured.recording.states if state.get("phase", "rounds") in LATENCY_PHASES]
-    cores = measured.environment.get("cores") or 1
-    verdict = with_doubts(judge(latency, shapes, states, cores), measured.doubts)
+    cores, load = measured.environment.get("cores") or 1, measured.environment.get("load_average_1min")
+    states = measured.recording.states_around(index)
+    verdict = with_doubts(judge(latency, shapes, states, cores, load), measured.doubts)
     verdict = _with_answer(verdict, cold.get("device_check"))
     record = {
         "name": name,

@@ -97,7 +97,7 @@ def time_chart(
     middle, low, high = ordered[len(ordered) // 2], ordered[0], ordered[int(BULK * (len(ordered) - 1))]
     # At least a tenth of the median, or the noise of a quiet machine would look like a storm.
     spare = max(0.12 * (high - low), (0.1 * middle - (high - low)) / 2)
-    x = Axis(min(0.0, at_s[0]), max(at_s[-1], 1e-3), 44, width - 10 - 6.2 * max(len(name) for name, _ in guides))
+    x = Axis(at_s[0], max(at_s[-1], at_s[0] + 1e-3), 44, width - 10 - 6.2 * max(len(name) for name, _ in guides))
     y = Axis(max(0.0, low - spare), high + spare, height - 22, 8)
     parts = []
     for tick in _at_least_two(y.low, y.high):

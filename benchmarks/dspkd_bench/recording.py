@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from dspkd_bench.latency import Series
 __all__ = ["Recording"]
 
 BY_INDEX = ("loaded", "cold", "outputs", "failed", "series", "batches", "batches_failed", "sustained", "idle_s")
+LATENCY_PHASES = ("before", "rounds", "after")
 
 
 @dataclass(slots=True)
@@ -40,6 +41,9 @@ class Recording:
     power: list[tuple[float, list[str | None]]] = field(default_factory=list)
     """(seconds, texts of the sensors' columns)"""
     states: list[dict[str, Any]] = field(default_factory=list)
+    """Each with the number of the `program` that said it, where several were joined."""
+    programs: list[tuple[int, ...]] = field(default_factory=list)
+    """The subjects of each program that was joined."""
     interrupted: str | None = None
     """Why it did not reach its end."""
 
@@ -50,19 +54,54 @@ class Recording:
             taker(self, event)
 
     def join(self, part: Recording, indices: Sequence[int]) -> None:
-        """Add what another program measured; its subject number i is `indices[i]` here."""
+        """Add what another program measured; its subject number i is `indices[i]` here.
+
+        It ran after those that are here, so its times go on where they end: `part` itself is changed.
+        """
+        part._delay(self._end_s())
         self.machine = part.machine | self.machine
         for name in BY_INDEX:
             mine, theirs = getattr(self, name), getattr(part, name)
             mine.update({indices[i]: value for i, value in theirs.items() if i < len(indices)})
         self.sampled |= {indices[i] for i in part.sampled if i < len(indices)}
-        self.states += [
-            state | {"index": indices[state["index"]]} if state.get("index", len(indices)) < len(indices) else state
-            for state in part.states
-        ]
+        for state in part.states:
+            if state.get("index", len(indices)) < len(indices):
+                state["index"] = indices[state["index"]]
+            state["program"] = len(self.programs)
+        self.states += part.states
+        self.programs.append(tuple(indices))
         self.sensors = part.sensors or self.sensors
         self.power += part.power
         self.interrupted = part.interrupted
+
+    def states_around(self, index: int) -> list[dict[str, Any]]:
+        """Before, during and after the rounds that the subject took part in, of the program that ran it alone."""
+        own = {number for number, subjects in enumerate(self.programs) if index in subjects} or {0}
+        return [
+            state
+            for state in self.states
+            if state.get("program", 0) in own and state.get("phase", "rounds") in LATENCY_PHASES
+        ]
+
+    def _every_series(self) -> Iterator[Series]:
+        yield from (*self.series.values(), *self.sustained.values())
+        for sizes in self.batches.values():
+            yield from sizes.values()
+
+    def _end_s(self) -> float:
+        ends = [one.at_s[-1] + one.ms[-1] / 1e3 for one in self._every_series() if one.ms]
+        ends += [state["at_ms"] / 1e3 for state in self.states if state.get("at_ms") is not None]
+        ends += [at_s for at_s, _ in self.power[-1:]]
+        return max(ends, default=0.0)
+
+    def _delay(self, seconds: float) -> None:
+        for one in self._every_series():
+            one.at_s[:] = [at_s + seconds for at_s in one.at_s]
+        for state in self.states:
+            if state.get("at_ms") is not None:
+                state["at_ms"] += seconds * 1e3
+        self.power = [(at_s + seconds, row) for at_s, row in self.power]
+        self.idle_s = {index: (start + seconds, end + seconds) for index, (start, end) in self.idle_s.items()}
 
 
 def _number(value: Any) -> float:
@@ -118,6 +157,8 @@ def _state(recording: Recording, event: Mapping[str, Any]) -> None:
     state = {key: value for key, value in event.items() if key != "event"}
     if "index" in state:
         state["index"] = int(state["index"])
+    if state.get("at_ms") is not None:
+        state["at_ms"] = _number(state["at_ms"])
     recording.states.append(state)
 
 

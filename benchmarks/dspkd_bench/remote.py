@@ -13,15 +13,16 @@ import numpy as np
 
 from dspkd import tensorrt_device
 from dspkd.devices import NOT_FOUND, Completed, Device
-from dspkd.errors import DeviceError
+from dspkd.errors import DeviceError, DspkdError
 from dspkd_bench import agent
 from dspkd_bench.latency import StopRule
 from dspkd_bench.recording import Recording
 
 __all__ = ["Model", "measure_remote", "read_events"]
 
-# Loading, and a runtime's own first optimisation, on a slow board.
-PATIENCE_SECONDS = 300.0
+# Without a word. Between two calls something is said often, so this is for a single step: a model's cold start (at most
+# agent.COLD_SECONDS), loading it with the runtime's own optimisation on a slow board, one call.
+PATIENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,12 @@ def measure_remote(
 ) -> Recording:
     """Measure all models in turns on an open device: ExecuTorch programs with the C++ runner, all others with the
     agent, so that two programs run one after the other where both kinds are asked for. After the rounds each model runs
-    alone for `sustained_s`. Only the agent knows `batches`, rounds with more pictures in a call, and `cold`, each model
-    in a process of its own before. `cores` are those that may be used.
+    alone for `sustained_s`. Only the agent knows `batches`, rounds with more pictures in a call. With `cold` each model
+    is started in a process of its own before. `cores` are those that may be used.
 
-    A run that breaks off after something was measured is returned with `interrupted`. Raises DeviceError if it broke
-    off before, if another bench is running there, or if what came back is none of the agent's events.
+    It takes as long as it takes; only what says nothing for `patience_s` is ended. A run that breaks off after
+    something was measured is returned with `interrupted`. Raises DeviceError if it broke off before, if another bench
+    is running there, or if what came back is none of the agent's events.
     """
     plan = agent.Plan(agent.Rule(**asdict(stop)), sustained_s, tuple(batches))
     whole = Recording()
@@ -66,29 +68,86 @@ def measure_remote(
         if not native and not device.runs_python:
             whole.failed.update(dict.fromkeys(part, "it needs a Python, which a phone does not have"))
             continue
+        measure = _with_runner if native else _with_agent
         own = [models[i] for i in part]
-        if native:
-            command = [*_taskset(cores), *_start_runner(device, own, plan, threads=threads)]
-        else:
-            command = _start_agent(device, own, plan, threads=threads, cores=cores, cold=cold)
         try:
-            run = _measure(device, command, plan.seconds(len(part)) + patience_s)
-        except DeviceError as error:
+            run = measure(device, own, plan, threads=threads, cores=cores, cold=cold, patience_s=patience_s)
+        except DspkdError as error:
             if not whole.series:
                 raise
+            # What the program before has measured stays.
             run = Recording(interrupted=error.message)
         whole.join(run, part)
     return whole
 
 
-def _measure(device: Device, command: Sequence[str], timeout: float) -> Recording:
+def _with_agent(
+    device: Device,
+    models: Sequence[Model],
+    plan: agent.Plan,
+    *,
+    threads: int,
+    cores: Sequence[int] | None,
+    cold: bool,
+    patience_s: float,
+) -> Recording:
+    command = _send_agent(device, models, plan, threads=threads, cores=cores, cold=cold)
+    return _measure(device, command, patience_s)
+
+
+def _with_runner(
+    device: Device,
+    models: Sequence[Model],
+    plan: agent.Plan,
+    *,
+    threads: int,
+    cores: Sequence[int] | None,
+    cold: bool,
+    patience_s: float,
+) -> Recording:
+    runner = [*_taskset(cores), *_send_runner(device, models)]
+    apart = _measure_cold(device, runner, len(models), threads) if cold else {}
+    command = [*runner, *_runner_options(plan, len(models), threads)]
+    if plan.sustained_s and _has_python(device):
+        device.push(Path(agent.__file__), "agent.py")
+        command = [device.python, "agent.py", "--beside", *command]
+    run = _measure(device, command, patience_s)
+    run.cold |= apart
+    return run
+
+
+def _has_python(device: Device) -> bool:
+    """One that runs the agent, which reads the power sensors for the runner."""
+    code = "import sys; sys.exit(sys.version_info < (3, 8))"
+    return device.runs_python and device.run([device.python, "-c", code], timeout=30).returncode == 0
+
+
+def _measure_cold(device: Device, runner: Sequence[str], number: int, threads: int) -> dict[int, dict[str, Any]]:
+    """Of each program by itself, as the agent's `cold` events have it: the peak of a process's memory is that of all
+    its programs. What fails here fails with its reason when all are measured.
+    """
+    found = {}
+    for index in range(number):
+        try:
+            done = device.run(
+                [*runner, "--cold", "--threads", str(threads), *_program(index)], timeout=agent.COLD_SECONDS
+            )
+            run = read_events(done.stdout, device.url)
+        except DeviceError:
+            break
+        if run is not None and 0 in run.cold:
+            found[index] = run.cold[0]
+    return found
+
+
+def _measure(device: Device, command: Sequence[str], patience_s: float) -> Recording:
     with tempfile.TemporaryDirectory(prefix="dspkd-") as scratch:
         events = Path(scratch) / "events"
         fault: DeviceError | None = None
         done = Completed(0, "", "")
         try:
             with events.open("wb") as stream:
-                done = device.run(command, timeout=timeout, stdout=stream)
+                done = device.run(command, timeout=patience_s, stdout=stream)
         except DeviceError as error:
             fault = error
         if done.returncode == NOT_FOUND and command[0] == device.python:
@@ -97,8 +156,8 @@ def _measure(device: Device, command: Sequence[str], timeout: float) -> Recordin
     return _finished(run, device, done, fault)
 
 
-def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, threads: int) -> list[str]:
-    """The runner for the device's kind of processor goes there; the command that starts it."""
+def _send_runner(device: Device, models: Sequence[Model]) -> list[str]:
+    """The runner for the device's kind of processor goes there, and the programs; the command that starts it."""
     from dspkd_bench.runner_build import MACHINES, build_runner
 
     machine = device.run(["uname", "-m"], timeout=30).stdout.strip()
@@ -112,13 +171,20 @@ def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, 
         for file in kit.files:
             device.push(file, file.name)
         picture = Path(scratch) / "picture"
-        given: list[str] = []
         for index, model in enumerate(models):
             device.push(model.path, f"program{index}.pte")
             picture.write_bytes(np.ascontiguousarray(model.picture).tobytes())
             device.push(picture, f"program{index}.bin")
-            given += ["--input", f"program{index}.bin"]
     device.run(["chmod", "700", *kit.executables], timeout=30)
+    return list(kit.command)
+
+
+def _program(index: int) -> list[str]:
+    """Its words for the runner, its picture first."""
+    return ["--input", f"program{index}.bin", f"program{index}.pte"]
+
+
+def _runner_options(plan: agent.Plan, number: int, threads: int) -> list[str]:
     rule = plan.rule
     options = {
         "--seconds": rule.seconds,
@@ -130,8 +196,8 @@ def _start_runner(device: Device, models: Sequence[Model], plan: agent.Plan, *, 
         "--threads": threads,
         **({} if rule.precision is None else {"--precision": rule.precision}),
     }
-    programs = [f"program{index}.pte" for index in range(len(models))]
-    return [*kit.command, *(word for pair in options.items() for word in map(str, pair)), *given, *programs]
+    words = [str(word) for pair in options.items() for word in pair]
+    return [*words, *(word for index in range(number) for word in _program(index))]
 
 
 def _taskset(cores: Sequence[int] | None) -> list[str]:
@@ -139,7 +205,7 @@ def _taskset(cores: Sequence[int] | None) -> list[str]:
     return [] if cores is None else ["taskset", f"{sum(1 << core for core in set(cores)):x}"]
 
 
-def _start_agent(
+def _send_agent(
     device: Device,
     models: Sequence[Model],
     plan: agent.Plan,

@@ -170,16 +170,22 @@ class Verdict:
 
 
 def judge(
-    latency: Mapping[str, Any], shapes: Sequence[str], states: Sequence[Mapping[str, Any]], cores: int
+    latency: Mapping[str, Any],
+    shapes: Sequence[str],
+    states: Sequence[Mapping[str, Any]],
+    cores: int,
+    load: float | None = None,
 ) -> Verdict:
-    """Verdict on one subject from its summary, its flags, and the states recorded before, during and after."""
+    """Verdict on one subject from its summary, its flags, the states recorded before, during and after its rounds,
+    each with its `phase`, and the load average before anything was measured.
+    """
     doubts = [f"the latencies are {shape}" for shape in shapes]
     if latency.get("p90_early_stopping_ms") is None:
         doubts.append(f"{latency['n']} calls are too few for a p90 (64 are needed)")
-    load = states[0].get("load1") if states else None
     if load is not None and load > BUSY_LOAD * cores:
         doubts.append(f"other work was running: load average {load:.1f} on {cores} cores before the start")
-    slowed = throttling(states[1:-1], states)
+    # An idle core clocks down: what it does before and after the rounds is no fall.
+    slowed = throttling([state for state in states if state.get("phase") == "rounds"], states)
     faults = [slowed] if slowed else []
     if faults:
         return Verdict("invalid", (*faults, *doubts))

@@ -52,7 +52,7 @@ def shown_states(run: Recording, names: Sequence[str], trace: PowerTrace | str) 
     """First, last, and evenly many between, with the name of a subject that ran or waited alone, and its power."""
     states = []
     for state in _thinned(run.states):
-        shown = {key: value for key, value in state.items() if key != "index"}
+        shown = {key: value for key, value in state.items() if key not in ("index", "program")}
         index = state.get("index")
         if index is not None and index < len(names):
             shown["subject"] = names[index]

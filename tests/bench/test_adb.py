@@ -62,6 +62,9 @@ def test_a_program_is_measured_on_a_phone(android, artifact, tmp_path):
     [subject] = results["subjects"]
     assert subject["latency"]["n"] == 70 and subject["runtime"].startswith("executorch ")
     assert subject["device_check"]["same_class"] and subject["device_check"]["max_abs_difference"] < 1e-4
+    # Of a process that does nothing else.
+    assert 0 < subject["memory"]["increase_mib"] < subject["memory"]["peak_rss_mib"] < 200
+    assert subject["memory"]["resident_increase_mib"] <= subject["memory"]["increase_mib"]
     device = results["device"]
     assert (device["kind"], device["url"], device["name"]) == ("adb", android.url, "Xiaomi 2210132G")
     assert device["fixed_performance"] == "on" and device["facts"]["System on a chip"] == "QTI SM8550"
@@ -187,7 +190,7 @@ def test_silence(phone, artifact):
 
 def test_a_hanging_runner(phone, program):
     answer(phone, "exec sleep 4323")
-    with open_device(phone.url) as device, pytest.raises(DspkdError, match="did not end within 1 s") as caught:
+    with open_device(phone.url) as device, pytest.raises(DspkdError, match="said nothing for 1 s") as caught:
         measure_remote(device, [program], QUICK, threads=1, patience_s=1.0)
     assert caught.value.exit_code == 5
     wait_until(lambda: not running("sleep 4323"))

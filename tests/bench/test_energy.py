@@ -1,6 +1,7 @@
 """Power of known size in, energy per inference out; the sensors are files in a folder of the test's own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,11 @@ from dspkd_bench.agent import Plan, PowerSampler, Rule, find_sensors, measure_ca
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.energy import PowerTrace, energy_per_inference, read_trace
 from dspkd_bench.environment import facts
-from dspkd_bench.latency import Series, StopRule
+from dspkd_bench.latency import Series, StopRule, latency_summary
 from dspkd_bench.recording import Recording
 from dspkd_bench.remote import read_events
-from dspkd_bench.under_load import power_trace, under_load
+from dspkd_bench.statistics import judge
+from dspkd_bench.under_load import power_trace, shown_states, under_load
 
 __all__ = ["loopback"]
 ORIN_NANO = {
@@ -271,12 +273,18 @@ def test_a_sustained_phase_with_a_known_power(sysfs):
     assert 3.5 <= energy["seconds"] <= 4.5 and energy["rate_hz"] > 2
 
 
-def test_an_artifact_with_its_energy_here_and_on_a_device(sysfs, tiny_artifacts, loopback_with_sysfs, monkeypatch):
+@pytest.mark.parametrize(
+    "target", ["onnx", pytest.param("executorch", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no g++"))]
+)
+def test_an_artifact_with_its_energy_here_and_on_a_device(
+    sysfs, tiny_artifacts, loopback_with_sysfs, monkeypatch, target
+):
+    """An ExecuTorch program's sensors are read there by the agent, beside the program that runs it."""
     sysfs("hwmon/hwmon0", ORIN_NANO)
     monkeypatch.setenv("DSPKD_DEVICE_PYTHON", sys.executable)
     for device in ("local", loopback_with_sysfs.url):
         results = run_bench(
-            BenchConfig([tiny_artifacts["onnx"]], device=device, stop=QUICK, sustained_s=2.0, memory=False)
+            BenchConfig([tiny_artifacts[target]], device=device, stop=QUICK, sustained_s=2.0, memory=False)
         )
         check_schema(results)
         [subject] = results["subjects"]
@@ -494,6 +502,41 @@ def test_power_of_one_program_is_not_given_to_the_calls_of_another():
     assert under_load(1, whole, trace)["energy"]["mj_per_inference"] == pytest.approx(1000.0, rel=0.01)
     assert "reads no power sensor" in under_load(0, whole, trace)["energy"]["not_measured"]
     assert under_load(0, whole, trace)["sustained"]["sustained_ms"] == 1000.0
+
+
+def test_each_program_is_judged_by_its_own_clock_and_its_times_go_on():
+    """One after the other on a device whose idle clock is half of its working one."""
+
+    def program():
+        part, clock = Recording(), {"before": 900_000, "rounds": 2_000_000, "after": 900_000}
+        for at_ms, phase in ((0, "before"), (1000, "rounds"), (2000, "rounds"), (2500, "after")):
+            part.take({"event": "state", "at_ms": at_ms, "phase": phase, "clocks_khz": [clock[phase]]})
+        part.take({"event": "times", "index": 0, "at_ms": [10.0 * i for i in range(200)], "ms": [9.0] * 200})
+        part.take({"event": "state", "at_ms": 9000, "phase": "idle", "index": 0, "clocks_khz": [900_000]})
+        return part
+
+    whole = Recording()
+    for index in (1, 0):
+        whole.join(program(), [index])
+    for index in (0, 1):
+        own = whole.states_around(index)
+        assert [state["phase"] for state in own] == ["before", "rounds", "rounds", "after"]
+        assert judge(latency_summary(whole.series[index].ms), [], own, 2).verdict == "valid"
+    at_ms = [state["at_ms"] for state in shown_states(whole, ["a", "b"], "no sensor")]
+    assert at_ms == sorted(at_ms) and at_ms[5] == 9000.0 and at_ms[-1] == 18_000.0
+    assert [state.get("subject") for state in shown_states(whole, ["a", "b"], "")][4::5] == ["b", "a"]
+    assert whole.series[1].at_s[0] == 0.0 and whole.series[0].at_s[0] == 9.0
+
+
+def test_a_fall_of_the_clock_in_one_program_is_not_held_against_the_other():
+    whole = Recording()
+    for index, clocks in enumerate(((2_000_000, 1_200_000), (2_000_000, 2_000_000))):
+        part = Recording()
+        for clock in clocks:
+            part.take({"event": "state", "at_ms": 0, "phase": "rounds", "clocks_khz": [clock]})
+        whole.join(part, [index])
+    verdicts = [judge({"n": 70, "p90_early_stopping_ms": 1.0}, [], whole.states_around(i), 2).verdict for i in (0, 1)]
+    assert verdicts == ["invalid", "valid"]
 
 
 @pytest.mark.parametrize("event", [

@@ -22,7 +22,7 @@ from dspkd.cli.app import app
 from dspkd.devices import LocalDevice, SshDevice, open_device
 from dspkd.errors import DeviceError, UsageError
 from dspkd.fileio import ensure_dir
-from dspkd_bench import bench
+from dspkd_bench import bench, runner_build
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.remote import Model, measure_remote, read_events
@@ -102,6 +102,18 @@ def test_onnx_and_executorch_programs_in_one_bench(board, tiny_artifacts):
     check_schema(results)
     assert {s["target"] for s in results["subjects"]} == {"onnx", "executorch"}
     assert all(s["device_check"]["max_abs_difference"] < 1e-4 for s in results["subjects"])
+    assert all(0 < s["memory"]["increase_mib"] < s["memory"]["peak_rss_mib"] for s in results["subjects"])
+    times = [state["at_ms"] for state in results["states"]]
+    assert len(times) >= 4 and times == sorted(times)
+    assert left(board) == []
+
+
+def test_what_the_agent_measured_is_kept_when_the_runner_cannot_be_made(board, model, program, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr(runner_build.shutil, "which", lambda name: None if "g++" in name else which(name))
+    with open_device(board.url) as device:
+        run = measure_remote(device, [program, model], QUICK, threads=1)
+    assert len(run.series[1].ms) == 70 and "no C++ compiler" in run.interrupted
     assert left(board) == []
 
 
@@ -183,10 +195,21 @@ def test_silence(loopback, monkeypatch, artifact):
 
 def test_a_hanging_command(loopback, monkeypatch, model):
     script(loopback, monkeypatch, "exec sleep 4321")
-    with open_device(loopback.url) as device, pytest.raises(DeviceError, match="did not end within 1 s"):
+    with open_device(loopback.url) as device, pytest.raises(DeviceError, match="said nothing for 1 s"):
         measure_remote(device, [model], QUICK, threads=1, patience_s=1.0)
     wait_until(lambda: not running("sleep 4321"))
     assert left(loopback) == []
+
+
+def test_a_slow_device_is_waited_for_as_long_as_it_says_something(loopback, monkeypatch, model):
+    """Slower than the plan and all patience together."""
+    said = [{"event": "start", "protocol": 1, "machine": "m"}]
+    said += [{"event": "times", "index": 0, "at_ms": [400 * i], "ms": [399]} for i in range(10)] + [{"event": "end"}]
+    lines = "".join(f"echo '{json.dumps(event)}'; sleep 0.4\n" for event in said)
+    script(loopback, monkeypatch, lines)
+    with open_device(loopback.url) as device:
+        run = measure_remote(device, [model], QUICK, threads=1, patience_s=3.0)
+    assert run.interrupted is None and len(run.series[0].ms) == 10
 
 
 def test_disk_full(tmp_path, monkeypatch, artifact):

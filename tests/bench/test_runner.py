@@ -76,12 +76,13 @@ class _Shape(torch.nn.Module):
         return torch.softmax(x.flatten(1), dim=1)
 
 
-def write_program(path, module, example, **how):
+def write_program(path, module, example, *, delegate=True, **how):
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     exported = torch.export.export(module.eval(), (example,), **how)
-    path.write_bytes(to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+    partitioners = [XnnpackPartitioner()] if delegate else []
+    path.write_bytes(to_edge_transform_and_lower(exported, partitioner=partitioners).to_executorch().buffer)
     return path
 
 
@@ -106,15 +107,15 @@ def test_gives_the_golden_probabilities(kit, model, golden, tmp_path):
 
 def test_prints_the_protocol(kit, model):
     said = events(start(kit, *QUICK, model))
-    assert [e["event"] for e in said] == ["start", "loaded", "output", "state", "times", "state", "end"]
+    assert [e["event"] for e in said] == ["start", "loaded", "output", "state", "began", "times", "state", "end"]
     first, loaded = said[0], said[1]
     assert (first["protocol"], first["program"], first["machine"]) == (1, "dspkd-runner", HERE)
     assert loaded["runtime"] == kit.runtime
     assert loaded["load_ms"] > 0 and loaded["first_ms"] > 0
-    assert 0 < loaded["rss_before_kib"] < loaded["rss_loaded_kib"] <= loaded["peak_kib"]
     assert len(first["affinity"]) == first["cores"]
-    assert said[3]["at_ms"] == 0.0 and said[5]["at_ms"] > said[4]["at_ms"][-1]
-    assert (said[3]["phase"], said[5]["phase"]) == ("before", "after")
+    assert said[3]["at_ms"] == 0.0 and said[6]["at_ms"] > said[5]["at_ms"][-1]
+    assert (said[3]["phase"], said[6]["phase"]) == ("before", "after")
+    assert 0 < time.monotonic_ns() - said[4]["monotonic_ns"] < 120e9
 
 
 def test_models_take_turns_and_the_order_turns(kit, model):
@@ -136,6 +137,47 @@ def test_stops_after_the_seconds_but_not_before_the_rounds(kit, model):
     assert 1100 < times[1]["at_ms"][-1] < 1400
     few = events(start(kit, "--seconds", "0", "--min-rounds", "7", "--max-rounds", "9", model))
     assert len(of_kind(few, "times")[0]["ms"]) == 7
+    above = events(start(kit, "--seconds", "0", "--min-rounds", "7", "--max-rounds", "3", model))
+    assert len(of_kind(above, "times")[0]["ms"]) == 7
+
+
+def test_any_number_of_rounds_that_a_plan_can_have(kit, model):
+    said = events(start(kit, *QUICK[:-1], str(10**12), model))
+    assert len(of_kind(said, "times")[0]["ms"]) == 4
+
+
+def test_a_cold_start_and_its_memory(kit, model, golden, tmp_path):
+    (tmp_path / "picture.bin").write_bytes(golden.pixels[0].tobytes())
+    done = start(kit, "--cold", "--input", tmp_path / "picture.bin", model)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = events(done)
+    assert [e["event"] for e in said] == ["start", "cold", "end"]
+    assert said[1]["load_ms"] > 0 and said[1]["first_ms"] > 0
+    assert 0 < said[1]["before_kib"] < said[1]["resident_kib"] <= said[1]["peak_kib"]
+    (tmp_path / "empty.pte").write_bytes(b"")
+    failed = start(kit, "--cold", tmp_path / "empty.pte")
+    assert failed.returncode == 4 and [e["event"] for e in events(failed)] == ["start", "failed", "end"]
+
+
+class _Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 16, 101, padding=50)
+
+    def forward(self, x):
+        return torch.softmax(self.layer(x).mean((2, 3)), dim=1)
+
+
+def test_a_call_that_does_not_return_cannot_keep_it_running(kit, tmp_path):
+    """One call takes longer than a program that was told to end may take."""
+    slow = write_program(tmp_path / "slow.pte", _Slow(), torch.zeros(1, 3, 768, 768), delegate=False)
+    with subprocess.Popen(
+        [*kit.command, "--cold", str(slow)], cwd=kit.files[0].parent, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert json.loads(next(process.stdout))["event"] == "start"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGALRM
+        assert process.stdout.read() == ""
 
 
 FEWEST = next(n for n in itertools.count(1) if early_stopping_rank(n))
@@ -283,7 +325,7 @@ def test_sigterm_ends_it_with_what_was_measured(kit, model, threads):
         (("--precision", "-1", "m.pte"), "--precision takes a fraction from 0"),
         (("--sustained", "long", "m.pte"), "--sustained takes seconds from 0"),
         (("--max-rounds", "99999999999999999999", "m.pte"), "--max-rounds takes a whole number"),
-        (("--min-rounds", "9", "--max-rounds", "3", "m.pte"), "--min-rounds is above --max-rounds"),
+        (("--cold", "a.pte", "b.pte"), "--cold takes one model"),
         (("m.pte", "--warmup"), "--warmup takes a value"),
         (("--colour", "red", "m.pte"), "there is no --colour"),
         (("--input", "no.bin", "m.pte"), "cannot read no.bin"),

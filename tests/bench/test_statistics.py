@@ -177,7 +177,7 @@ def test_blocks_widen_the_ratio_of_dependent_series():
     assert np.mean(covered) >= 0.85
 
 
-STATE = {"load1": 0.1, "clocks_khz": [2_000_000, 2_000_000], "temperatures_c": {}}
+STATE = {"phase": "rounds", "clocks_khz": [2_000_000, 2_000_000], "temperatures_c": {}}
 LATENCY = {"n": 200, "p90_early_stopping_ms": 5.0}
 
 
@@ -185,9 +185,12 @@ def test_verdicts():
     assert judge(LATENCY, [], [STATE] * 4, 2) == Verdict("valid")
     few = judge({"n": 20, "p90_early_stopping_ms": None}, [], [STATE], 2)
     assert few.verdict == "semi-valid" and "20 calls" in few.reasons[0]
-    busy = judge(LATENCY, ["bimodal"], [{**STATE, "load1": 1.9}], 2)
+    busy = judge(LATENCY, ["bimodal"], [STATE], 2, load=1.9)
     assert busy.verdict == "semi-valid" and len(busy.reasons) == 2
-    throttled = judge(LATENCY, [], [STATE, STATE, {**STATE, "clocks_khz": [1_200_000]}, STATE], 2)
+    idle = {"clocks_khz": [1_200_000]}
+    calm = [{**STATE, "phase": "before", **idle}, STATE, STATE, {**STATE, "phase": "after", **idle}]
+    assert judge(LATENCY, [], calm, 2) == Verdict("valid")
+    throttled = judge(LATENCY, [], [STATE, STATE, {**STATE, **idle}, STATE], 2)
     assert throttled.verdict == "invalid" and "2.00 to 1.20 GHz" in throttled.reasons[0]
     both = overall([Verdict("valid"), few], ["a", "b"])
     assert both.verdict == "semi-valid" and both.reasons[0].startswith("b: 20 calls")

@@ -2,11 +2,13 @@
 //
 //     dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--pause S]
 //                  [--warmup N] [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]
+//     dspkd_runner --cold [--threads N] [--input FILE.bin] model.pte
 //
 // --input is the picture for all models, or is given once for each in their order. It warms up, times the models in
-// turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. The program prints events, one
-// JSON object a line: start, busy, loaded, failed, output, times, state, sustained, end. Exit 0: measured, ended by
-// SIGTERM, or busy; 2: bad arguments; 4: no model could be run; 1: nobody reads any more. `runner_build.py` compiles it
+// turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. --cold only starts one model and
+// says how long that takes and what memory it needs. The program prints events, one JSON object a line: start, busy,
+// alive, cold, loaded, failed, output, began, times, state, sustained, end. Exit 0: measured, ended by SIGTERM, or busy; 2: bad
+// arguments; 4: no model could be run; 1: nobody reads any more. SIGALRM ends it if a call does not return on SIGTERM. `runner_build.py` compiles it
 // against the headers and libraries of the executorch wheel.
 
 #include <executorch/extension/module/module.h>
@@ -17,6 +19,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -64,7 +67,12 @@ using Clock = std::chrono::steady_clock;
 constexpr int kNobodyReads = 1;
 constexpr int kBadArguments = 2;
 constexpr int kNothingRan = 4;
+// As agent.py does.
+constexpr int kColdRuns = 3;
 constexpr double kStateSeconds = 1.0;
+constexpr double kAliveSeconds = 10.0;
+// One less than what an overflow is read as.
+constexpr long kMostRounds = std::numeric_limits<long>::max() - 1;
 constexpr size_t kSteadyWindow = 5;
 constexpr double kSteadyChange = 0.05;
 // Of MLPerf's estimate of p90, as in agent.py.
@@ -72,11 +80,17 @@ constexpr double kPercentile = 0.9;
 constexpr double kConfidence = 0.99;
 constexpr const char* kUsage =
     "usage: dspkd_runner [--seconds S] [--min-rounds N] [--max-rounds N] [--precision P] [--sustained S] [--pause S]\n"
-    "                    [--warmup N] [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]\n";
+    "                    [--warmup N] [--threads N] [--input FILE.bin ...] model1.pte [model2.pte ...]\n"
+    "       dspkd_runner --cold [--threads N] [--input FILE.bin] model.pte\n";
+// A call of a model that hangs would never look at `stop_asked`.
+constexpr unsigned kLastCallSeconds = 3;
 
 volatile std::sig_atomic_t stop_asked = 0;
 
-void ask_to_stop(int) { stop_asked = 1; }
+void ask_to_stop(int) {
+  stop_asked = 1;
+  alarm(kLastCallSeconds);
+}
 
 double milliseconds(Clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
 
@@ -124,10 +138,17 @@ std::string array(const std::vector<double>& values) {
   return array(values, [](double value) { return number(value); });
 }
 
+Clock::time_point last_said = Clock::now();
+
 void say(const std::string& event, const std::string& members = "") {
   const std::string line = "{\"event\":" + quoted(event) + members + "}\n";
-  if (std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0) return;
-  _exit(kNobodyReads);
+  if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0) _exit(kNobodyReads);
+  last_said = Clock::now();
+}
+
+// Whoever waits can tell slow from hanging.
+void keep_in_touch() {
+  if (milliseconds(Clock::now() - last_said) >= kAliveSeconds * 1e3) say("alive");
 }
 
 std::string member(const char* name, const std::string& json) { return std::string(",\"") + name + "\":" + json; }
@@ -261,6 +282,7 @@ struct Settings {
   double pause = 3.0;
   long warmup = 10;
   long threads = 1;
+  bool cold = false;
   std::vector<std::string> inputs;
   std::vector<std::string> models;
 };
@@ -270,9 +292,10 @@ struct Settings {
   std::exit(kBadArguments);
 }
 
-long count(const std::string& name, const std::string& text, long least) {
+long count(const std::string& name, const std::string& text, long least,
+           long most = std::numeric_limits<int32_t>::max()) {
   const auto value = whole_number(text);
-  if (!value || *value < least || *value > std::numeric_limits<int32_t>::max()) {
+  if (!value || *value < least || *value > most) {
     refuse(name + " takes a whole number from " + std::to_string(least) + ", not '" + text + "'");
   }
   return *value;
@@ -297,9 +320,9 @@ void set(Settings& settings, const std::string& name, const std::string& value) 
   } else if (name == "--pause") {
     settings.pause = not_negative(name, value);
   } else if (name == "--min-rounds") {
-    settings.min_rounds = count(name, value, 1);
+    settings.min_rounds = count(name, value, 1, kMostRounds);
   } else if (name == "--max-rounds") {
-    settings.max_rounds = count(name, value, 1);
+    settings.max_rounds = count(name, value, 1, kMostRounds);
   } else if (name == "--warmup") {
     settings.warmup = count(name, value, 0);
   } else if (name == "--threads") {
@@ -316,6 +339,8 @@ Settings read_arguments(const std::vector<std::string>& words) {
   for (size_t i = 0; i < words.size(); ++i) {
     if (words[i].rfind("--", 0) != 0) {
       settings.models.push_back(words[i]);
+    } else if (words[i] == "--cold") {
+      settings.cold = true;
     } else if (i + 1 < words.size()) {
       set(settings, words[i], words[i + 1]);
       ++i;
@@ -328,7 +353,9 @@ Settings read_arguments(const std::vector<std::string>& words) {
     refuse("--input is given " + std::to_string(settings.inputs.size()) + " times for " +
            std::to_string(settings.models.size()) + " models");
   }
-  if (settings.min_rounds > settings.max_rounds) refuse("--min-rounds is above --max-rounds");
+  if (settings.cold && settings.models.size() > 1) refuse("--cold takes one model");
+  // As in agent.py, the least number wins.
+  settings.max_rounds = std::max(settings.min_rounds, settings.max_rounds);
   return settings;
 }
 
@@ -478,9 +505,8 @@ struct Subject {
   std::vector<double> all_ms{};
 };
 
-// Loads, runs once, and says how long both took and what came out. Empty, or what is wrong.
-std::string open_model(Model& model, size_t index, const std::optional<Picture>& given) {
-  const auto before = memory_kib("VmRSS");
+// Loads and runs once; `took` becomes the members that say how long. Empty, or what is wrong.
+std::string start_model(Model& model, const std::optional<Picture>& given, std::string& took) {
   const auto started = Clock::now();
   std::string fault = model.load();
   const auto loaded = Clock::now();
@@ -488,25 +514,49 @@ std::string open_model(Model& model, size_t index, const std::optional<Picture>&
   const auto first = Clock::now();
   if (fault.empty()) fault = model.run();
   const auto ended = Clock::now();
+  took = member("load_ms", number(milliseconds(loaded - started))) +
+         member("first_ms", number(milliseconds(ended - first)));
+  return fault;
+}
+
+// In a process that does nothing else, since the peak of its memory is that of all it ever did. Empty, or what is wrong.
+std::string measure_cold(const std::string& path, const std::optional<Picture>& given) {
+  Model model(path);
+  std::string took;
+  // Where it is allowed: starting the program is not to count.
+  std::ofstream("/proc/self/clear_refs") << "5";
+  const auto before = memory_kib("VmRSS");
+  std::string fault = start_model(model, given, took);
+  for (int runs = 1; runs < kColdRuns && fault.empty(); ++runs) fault = model.run();
+  if (!fault.empty()) return fault;
+  say("cold", index_member(0) + took + member("before_kib", number(before)) +
+                  member("peak_kib", number(memory_kib("VmHWM"))) +
+                  member("resident_kib", number(memory_kib("VmRSS"))));
+  return "";
+}
+
+// Loads, runs once, and says how long both took and what came out. Empty, or what is wrong.
+std::string open_model(Model& model, size_t index, const std::optional<Picture>& given) {
+  std::string took;
+  const std::string fault = start_model(model, given, took);
   if (!fault.empty()) return fault;
   const auto probabilities = model.probabilities();
   if (!probabilities) return "does not give one tensor of float32";
-  say("loaded", index_member(index) + member("runtime", quoted("executorch " DSPKD_EXECUTORCH_VERSION)) +
-                    member("load_ms", number(milliseconds(loaded - started))) +
-                    member("first_ms", number(milliseconds(ended - first))) +
-                    member("rss_before_kib", number(before)) + member("rss_loaded_kib", number(memory_kib("VmRSS"))) +
-                    member("peak_kib", number(memory_kib("VmHWM"))));
+  say("loaded", index_member(index) + member("runtime", quoted("executorch " DSPKD_EXECUTORCH_VERSION)) + took);
   say("output", index_member(index) + member("probabilities", array(*probabilities)));
   return "";
+}
+
+std::optional<Picture> picture_of(const std::vector<Picture>& pictures, size_t index) {
+  if (pictures.empty()) return std::nullopt;
+  return pictures[pictures.size() == 1 ? 0 : index];
 }
 
 std::vector<Subject> open_all(const Settings& settings, const std::vector<Picture>& pictures) {
   std::vector<Subject> subjects;
   for (size_t index = 0; index < settings.models.size() && !stop_asked; ++index) {
     auto model = std::make_unique<Model>(settings.models[index]);
-    std::optional<Picture> given;
-    if (!pictures.empty()) given = pictures[pictures.size() == 1 ? 0 : index];
-    const std::string fault = open_model(*model, index, given);
+    const std::string fault = open_model(*model, index, picture_of(pictures, index));
     if (fault.empty()) {
       subjects.push_back({index, std::move(model)});
     } else {
@@ -543,6 +593,7 @@ void run_round(std::vector<Subject>& subjects, size_t number_of_round, const std
       subject.at_ms.push_back(milliseconds(before - *since));
       subject.ms.push_back(milliseconds(after - before));
     }
+    keep_in_touch();
   }
   subjects.erase(std::remove_if(subjects.begin(), subjects.end(),
                                 [&](const Subject& subject) { return gone.count(subject.index) > 0; }),
@@ -651,6 +702,9 @@ void measure(std::vector<Subject>& subjects, const Settings& settings) {
   say_state(0.0, "before");
   warm_up(subjects, static_cast<size_t>(settings.warmup));
   const auto started = Clock::now();
+  // On the clock that other programs have too: whoever reads power sensors meanwhile tells its times by it.
+  const auto since_boot = std::chrono::duration_cast<std::chrono::nanoseconds>(started.time_since_epoch());
+  say("began", member("monotonic_ns", std::to_string(since_boot.count())));
   take_turns(subjects, settings, started);
   say_state(milliseconds(Clock::now() - started), "after");
   if (settings.sustained == 0.0) return;
@@ -686,6 +740,8 @@ int main(int argc, char** argv) {
   std::vector<Picture> pictures;
   for (const auto& path : settings.inputs) pictures.push_back(read_picture(path));
   catch_signals();
+  // What started it watches over it, and nobody else would end it.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_errors, __FILE__));
   // XNNPACK takes the pool's size when a program is loaded.
   auto* pool = executorch::extension::threadpool::get_threadpool();
@@ -694,6 +750,12 @@ int main(int argc, char** argv) {
   if (!have_the_device()) {
     say("busy", member("message", quoted("another dspkd bench is running there")));
     return 0;
+  }
+  if (settings.cold) {
+    const std::string fault = measure_cold(settings.models[0], picture_of(pictures, 0));
+    if (!fault.empty()) say_failed(0, settings.models[0] + " " + fault);
+    say("end");
+    return fault.empty() ? 0 : kNothingRan;
   }
   auto subjects = open_all(settings, pictures);
   if (!subjects.empty()) measure(subjects, settings);
