@@ -15,7 +15,7 @@ from dspkd.data.formats.isic import is_isic, read_isic, read_isic_labels
 from dspkd.data.formats.medmnist import find_medmnist, read_medmnist
 from dspkd.data.formats.plain_csv import find_plain_csv, read_plain_csv
 from dspkd.data.formats.tables import header_of
-from dspkd.data.table import Report, Sample, Table, refuse
+from dspkd.data.table import Fault, Report, Sample, Table, refuse
 from dspkd.errors import DataError
 
 __all__ = ["Sample", "Table", "read_isic_labels", "read_table"]
@@ -28,18 +28,25 @@ def read_table(
 
     `root` is a folder, a CSV or an .npz. With `classes` the labels are expressed in that list, matched by name (a class
     without images is fine). Raises DataError if there is nothing to read, and by default for the first fault; another
-    `report` may collect the faults, and what they concern is left out. Without `need_files` tables are read whose
-    pictures lie elsewhere.
+    `report` may collect the faults, and what they concern is left out: all images, perhaps. Without `need_files` tables
+    are read whose pictures lie elsewhere.
     """
+    errors: list[Fault] = []
+
+    def noting(fault: Fault) -> None:
+        report(fault)
+        if fault.severity == "error":
+            errors.append(fault)
+
     if not root.exists():
         raise DataError(f"data folder {root} does not exist", hint="check --data")
     try:
-        table = (_read_folder if root.is_dir() else _read_file)(root, classes, report, need_files)
+        table = (_read_folder if root.is_dir() else _read_file)(root, classes, noting, need_files)
     except OSError as error:
         raise DataError(
             f"{error.filename or root} cannot be read: {error.strerror or error}", hint="mend its permissions"
         ) from error
-    if not table.samples:
+    if not table.samples and not errors:
         raise DataError(f"{root} holds no labelled images")
     return table
 

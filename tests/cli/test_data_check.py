@@ -348,6 +348,33 @@ def test_nothing_to_check(dspkd, tmp_path):
     assert "is no data set" in err
 
 
+def test_tables_whose_pictures_lie_elsewhere(check, copy, dspkd, tmp_path):
+    """No picture is found, and still everything is said."""
+    (copy / "images").rename(tmp_path / "elsewhere")
+    byte_order_mark(copy, None)
+    code, found = check(copy)
+    assert code == 3
+    (fault,) = named(found["faults"], "missing-file", name(0))
+    assert f"row 2: there is no file for image {name(0)}, and for 59 more, in {copy}" in fault["message"]
+    assert len(fault["images"]) == IMAGES
+    assert named(found["faults"], "byte-order-mark", None)
+    assert found["classes"]["NV"]["images"] == found["images"] == 0
+    code, out, _ = dspkd("data", "check", copy)
+    assert code == 3
+    assert "missing-file" in out
+
+
+def test_a_table_without_a_single_label(check, dspkd, tmp_path):
+    """There is not even a class."""
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1.png", ""], ["2.png", ""]])
+    code, found = check(tmp_path)
+    assert code == 3
+    assert len(named(found["faults"], "no-label", None)) == 2
+    assert found["classes"] == {}
+    code, out, _ = dspkd("data", "check", tmp_path)
+    assert (code, "no-label" in out) == (3, True)
+
+
 def test_a_folder_that_cannot_be_written_to(dspkd, clean, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = dspkd("data", "check", clean, "--out", tmp_path / "file")
