@@ -263,8 +263,16 @@ def test_same_name_and_size_but_other_content_is_two_pictures(folders):
 
 def test_hidden_files_are_no_images(folders):
     picture(folders / "ROS" / ".thumb.jpg")
+    picture(folders / "ROS" / ".ipynb_checkpoints" / "1-checkpoint.jpg")
+    picture(folders / "ROS" / "deep" / ".cache" / "small" / "2.jpg")
     (folders / ".git").mkdir()
     assert len(read_table(folders)) == 3
+
+
+def test_a_data_set_below_a_hidden_folder(folders):
+    picture(folders / ".data" / "ROS" / "1.jpg")
+    picture(folders / ".data" / "ACNE" / "1.jpg", "black")
+    assert len(read_table(folders / ".data")) == 2
 
 
 def test_labels_alone(isic):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dspkd.data.formats.files import is_picture, subfolders
+from dspkd.data.formats.files import is_hidden, is_picture, subfolders
 from dspkd.data.formats.tables import (
     chosen_classes,
     find_csv,
@@ -42,9 +42,9 @@ def read_class_folders(root: Path, classes: Sequence[str] | None, report: Report
             continue
         before = len(samples)
         for path in sorted(folder.rglob("*")):
-            if not is_picture(path):
-                continue
             relative = path.relative_to(root)
+            if not is_picture(path) or is_hidden(relative):
+                continue
             image = relative.with_suffix("").as_posix()
             if image in samples:
                 what = f"{path} and {samples[image].path.name} are both image {image}"

@@ -8,12 +8,17 @@ from pathlib import Path
 
 from dspkd.data.table import IMAGE_SUFFIXES, Fault, Report
 
-__all__ = ["ImageFiles", "image_folder", "is_picture", "subfolders"]
+__all__ = ["ImageFiles", "image_folder", "is_hidden", "is_picture", "subfolders"]
 
 
 def is_picture(path: Path) -> bool:
     """By name: hidden files are none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def is_hidden(relative: Path) -> bool:
+    """Whether a file lies in a hidden folder, as the copies that Jupyter and others keep do, or is hidden itself."""
+    return any(part.startswith(".") for part in relative.parts)
 
 
 def subfolders(root: Path) -> list[Path]:
