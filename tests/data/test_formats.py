@@ -61,6 +61,33 @@ def test_both_official_tables_are_the_training_and_the_test_part(tmp_path):
     assert "1 images" in table.remarks[0] and "UNK" in table.remarks[0]
 
 
+def test_the_usual_download_has_no_labels_of_the_test_part(tmp_path):
+    """Its pictures and its metadata lie there all the same."""
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0]])
+    picture(tmp_path / "ISIC_2019_Test_Input" / "a.jpg", "black")
+    (tmp_path / "ISIC_2019_Test_GroundTruth.csv").unlink()
+    samples = by_id(read_table(tmp_path))
+    assert {i: (s.group, s.part, s.path.parent.name) for i, s in samples.items()} == {
+        "a": ("L1", None, "ISIC_2019_Training_Input"),
+        "b": ("image:b", None, "ISIC_2019_Training_Input"),
+    }
+
+
+def test_the_test_part_alone(tmp_path):
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0], ["d", 1.0, 0.0, 0.0]])
+    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").unlink()
+    samples = by_id(read_table(tmp_path))
+    assert {i: s.path.parent.name for i, s in samples.items()} == dict.fromkeys("cd", "ISIC_2019_Test_Input")
+
+
+def test_an_official_table_of_labels_beside_folders_and_metadata_of_ones_own(tmp_path):
+    official(tmp_path, test_rows=[])
+    (tmp_path / "ISIC_2019_Test_GroundTruth.csv").unlink()
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").rename(tmp_path / "metadata.csv")
+    (tmp_path / "ISIC_2019_Training_Input").rename(tmp_path / "pictures")
+    assert by_id(read_table(tmp_path))["a"].group == "L1"
+
+
 def test_an_image_in_both_official_tables(tmp_path):
     official(tmp_path, test_rows=[["a", 0.0, 1.0, 0.0]])
     with pytest.raises(

@@ -274,6 +274,14 @@ def test_without_joins_nothing_changes(table):
 
 
 @pytest.mark.shared
+def test_official_tables_that_lie_beside_each_other(shared_data):
+    """Labels of the ISIC 2019 training part, metadata of both parts, and HAM10000's table."""
+    table = read_table(shared_data / "csv", need_files=False)
+    assert (table.layout, len(table), len(table.classes)) == ("ISIC 2019", 25331, 8)
+    assert len({sample.group for sample in table.samples}) < 25331
+
+
+@pytest.mark.shared
 def test_the_real_collection(shared_data):
     table = read_table(shared_data / "derm")
     split = make_split(table)

@@ -11,7 +11,7 @@ from dspkd.data.formats.tables import (
     find_csv,
     make_sample,
     read_metadata,
-    report_useless_metadata,
+    report_metadata,
     unknown_class,
 )
 from dspkd.data.table import Fault, Report, Sample, Table
@@ -35,7 +35,7 @@ def read_class_folders(root: Path, classes: Sequence[str] | None, report: Report
     metadata_csv = find_csv(root, "metadata")
     metadata = read_metadata(metadata_csv, report)
     samples: dict[str, Sample] = {}
-    matched = False
+    row_of: dict[str, str | None] = {}
     for folder in folders:
         if folder.name not in chosen:
             report(unknown_class(f"folder {folder}", folder.name, chosen, folder.name))
@@ -51,15 +51,15 @@ def read_class_folders(root: Path, classes: Sequence[str] | None, report: Report
                 report(Fault("two-files-of-one-image", "error", what, "remove one of them", (image,)))
                 continue
             names = (relative.as_posix(), image, path.name, path.stem)
-            row = next((metadata[name] for name in names if name in metadata), None)
-            matched = matched or row is not None
-            samples[image] = make_sample(image, path, chosen[folder.name], row or {})
+            row_of[image] = key = next((name for name in names if name in metadata), None)
+            row = {} if key is None else metadata[key]
+            samples[image] = make_sample(image, path, chosen[folder.name], row)
         if len(samples) == before:
             what = f"class folder {folder} holds no image"
             report(Fault("empty-class", "error", what, "remove it, or put images there", (folder.name,)))
-    report_useless_metadata(root, metadata_csv, metadata, matched, report)
+    remarks = report_metadata(root, metadata_csv, metadata, row_of, report)
     _report_one_picture_in_two_classes(list(samples.values()), tuple(chosen), report)
-    return Table(root, tuple(chosen), tuple(samples.values()), LAYOUT)
+    return Table(root, tuple(chosen), tuple(samples.values()), LAYOUT, tuple(remarks))
 
 
 def _report_one_picture_in_two_classes(samples: Sequence[Sample], classes: Sequence[str], report: Report) -> None:

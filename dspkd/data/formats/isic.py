@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dspkd.data.formats.files import ImageFiles, image_folder
+from dspkd.data.formats.files import ImageFiles, fitting, image_folder
 from dspkd.data.formats.tables import (
     chosen_classes,
+    csv_files,
     find_csv,
     make_sample,
+    only_one,
     read_csv,
     read_metadata,
+    report_metadata,
     report_missing_files,
-    report_useless_metadata,
     unknown_class,
 )
 from dspkd.data.table import Fault, Report, Sample, Severity, Table, refuse
@@ -23,6 +25,8 @@ __all__ = ["is_isic", "read_isic", "read_isic_labels"]
 
 LAYOUT = "ISIC 2019"
 UNKNOWN = "UNK"
+# In the official names of tables and folders of pictures.
+SETS = ("training", "validation", "test")
 # The official test table weighs its images in two more columns.
 NO_CLASSES = frozenset({"score_weight", "validation_weight"})
 
@@ -97,7 +101,7 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
     if training and test:
         sets = [_LabelTable("train", "training", training, report), _LabelTable("test", "test", test, report)]
     elif labels_csv := find_csv(root, "groundtruth"):
-        sets = [_LabelTable(None, None, labels_csv, report)]
+        sets = [_LabelTable(None, _set_of(labels_csv), labels_csv, report)]
     else:
         raise DataError(f"{root} holds no table of labels", hint="its name must contain GroundTruth")
     for image in sorted(set.intersection(*(set(labels.rows) for labels in sets))) if len(sets) > 1 else ():
@@ -116,12 +120,20 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
     if unknown and UNKNOWN not in chosen:
         remarks = [f"{len(unknown)} images of {root} are labelled UNK, which is none of the classes: left out"]
         report(Fault("unk", "warning", remarks[0], None, tuple(unknown)))
-    samples = [sample for labels in sets for sample in _samples(root, labels, chosen, report, need_files)]
+    samples: list[Sample] = []
+    for labels in sets:
+        own, said = _samples(root, labels, chosen, report, need_files)
+        samples += own
+        remarks += said
     return Table(root, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
 
 
+def _set_of(path: Path) -> str | None:
+    return next((word for word in SETS if word in path.stem.lower()), None)
+
+
 class _LabelTable:
-    """A table of labels; `part` and `word` (in the names of its metadata and its folder) where there are two."""
+    """A table of labels; `part` where there are two, `word` (in the names of its metadata and its folder) if any."""
 
     def __init__(self, part: str | None, word: str | None, path: Path, report: Report) -> None:
         self.part, self.word, self.path = part, word, path
@@ -130,12 +142,14 @@ class _LabelTable:
 
 def _samples(
     root: Path, labels: _LabelTable, chosen: dict[str, int], report: Report, need_files: bool
-) -> Iterator[Sample]:
-    metadata_csv = find_csv(root, "metadata", *([labels.word] if labels.word else []))
+) -> tuple[list[Sample], list[str]]:
+    """The images of one table, and what should be said where results are."""
+    # The whole collection's metadata or pictures may lie beside the labels of one set.
+    metadata_csv = only_one(root, fitting(csv_files(root, "metadata"), labels.word, SETS), "metadata")
     metadata = read_metadata(metadata_csv, report)
-    folder = image_folder(root, labels.word)
+    folder = image_folder(root, labels.word, SETS)
     files = ImageFiles([folder], report, needed=need_files)
-    missing = []
+    samples, missing = [], []
     for image, (name, number) in labels.rows.items():
         if name not in chosen:
             if name != UNKNOWN:
@@ -146,6 +160,7 @@ def _samples(
             missing.append((number, image))
             continue
         row, listed = metadata.get(image, {}), f"{labels.path} row {number}"
-        yield make_sample(image, path, chosen[name], row, listed=listed, part=labels.part)
+        samples.append(make_sample(image, path, chosen[name], row, listed=listed, part=labels.part))
     report_missing_files(labels.path, missing, folder, report)
-    report_useless_metadata(root, metadata_csv, metadata, any(image in metadata for image in labels.rows), report)
+    row_of = {image: image if image in metadata else None for image in labels.rows}
+    return samples, report_metadata(root, metadata_csv, metadata, row_of, report)

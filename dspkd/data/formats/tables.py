@@ -8,20 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspkd.data.table import PARTS, Fault, Report, Sample
+from dspkd.data.table import PARTS, Fault, Report, Sample, Severity
 from dspkd.errors import DataError
 
 __all__ = [
     "CsvTable",
     "chosen_classes",
+    "csv_files",
     "find_csv",
     "header_of",
     "lesion_of",
+    "only_one",
     "part_of",
     "read_csv",
     "read_metadata",
+    "report_metadata",
     "report_missing_files",
-    "report_useless_metadata",
     "unknown_class",
 ]
 
@@ -100,17 +102,19 @@ def header_of(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def find_csv(root: Path, *words: str, without: str | None = None) -> Path | None:
+def find_csv(root: Path, *words: str) -> Path | None:
     """The one CSV of `root` whose name has all `words`."""
-    found = []
-    for path in sorted(root.glob("*.csv")):
-        name = path.stem.lower().replace("_", "")
-        if all(word in name for word in words) and not (without and without in name):
-            found.append(path)
+    return only_one(root, csv_files(root, *words), " ".join(words))
+
+
+def csv_files(root: Path, *words: str) -> list[Path]:
+    names = {path: path.stem.lower().replace("_", "") for path in sorted(root.glob("*.csv"))}
+    return [path for path, name in names.items() if all(word in name for word in words)]
+
+
+def only_one(root: Path, found: Sequence[Path], kind: str) -> Path | None:
     if len(found) > 1:
-        raise DataError(
-            f"{root} holds several {' '.join(words)} tables: {', '.join(p.name for p in found)}", hint="keep one"
-        )
+        raise DataError(f"{root} holds several {kind} tables: {', '.join(p.name for p in found)}", hint="keep one")
     return found[0] if found else None
 
 
@@ -144,18 +148,45 @@ def read_metadata(path: Path | None, report: Report) -> dict[str, dict[str, str]
     return metadata
 
 
-def report_useless_metadata(
-    root: Path, path: Path | None, metadata: Mapping[str, object], used: bool, report: Report
-) -> None:
+def report_metadata(
+    root: Path,
+    path: Path | None,
+    metadata: Mapping[str, Mapping[str, str]],
+    row_of: Mapping[str, str | None],
+    report: Report,
+) -> list[str]:
+    """How well a metadata table and the images of `root` go together. `row_of`: {image: its key in `metadata`}.
+
+    An image without a row counts as a lesion of its own, and what it shows may then be on both sides of a split. The
+    remarks that are returned belong to every result.
+    """
+    used = {row for row in row_of.values() if row is not None}
+    hint = "its column 'image' must hold the names of the images without suffix"
     if metadata and not used:
-        report(
-            Fault(
-                "metadata-matches-nothing",
-                "error",
-                f"table {path} names none of the images in {root}; its first is {next(iter(metadata))!r}",
-                "its column 'image' must hold the names of the images without suffix",
-            )
-        )
+        what = f"table {path} names none of the images in {root}; its first is {next(iter(metadata))!r}"
+        report(Fault("metadata-matches-nothing", "error", what, hint))
+    if not used:
+        return []
+    has_lesions = not {"lesion_id", "group_id"}.isdisjoint(next(iter(metadata.values())))
+    without = tuple(image for image, row in row_of.items() if row is None) if has_lesions else ()
+    unused = tuple(row for row in metadata if row not in used)
+    remarks = []
+    if without:
+        what = f"table {path} has no row for {_first_and_more(without)}: {len(without)} images count as own lesions"
+        report(Fault("image-without-metadata", "warning", what, hint, without))
+        remarks = [what]
+    if unused:
+        # A table of more images than these does no harm, unless its names are what keeps it from fitting.
+        severity: Severity = "warning" if without else "note"
+        what = f"table {path} has rows of no image here: {_first_and_more(unused)}"
+        report(Fault("metadata-without-image", severity, what, hint if without else None, unused))
+        if without:
+            remarks.append(what)
+    return remarks
+
+
+def _first_and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")
 
 
 def report_missing_files(path: Path, missing: Sequence[tuple[int, str]], folder: Path, report: Report) -> None:
