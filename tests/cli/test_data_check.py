@@ -220,6 +220,14 @@ def no_permission(root, split):
     return "no-permission", f"images/{name(28)}.jpg"
 
 
+def metadata_of_other_names(root, split):
+    edit_rows(
+        root / "metadata.csv",
+        lambda row: [[row[0].replace(name(32), f"{name(32)}.jpg"), *row[1:]]],
+    )
+    return "image-without-metadata", name(32)
+
+
 def two_ones(root, split):
     edit_rows(root / "GroundTruth.csv", lambda row: [[name(30), "1.0", "1.0", *row[3:]] if row[0] == name(30) else row])
     return "two-labels", name(30)
@@ -229,11 +237,11 @@ def two_ones(root, split):
 DAMAGES = (
     truncated, zero_bytes, html, one_pixel, strip, bomb, swapped_label, duplicate, rotated_across_the_split,
     missing_file, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, no_permission, two_ones,
-    quoted_commas, empty_class, windows_line_ends, byte_order_mark,
+    metadata_of_other_names, quoted_commas, empty_class, windows_line_ends, byte_order_mark,
 )  # fmt: skip
 HARMLESS = {
     swapped_label, duplicate, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, quoted_commas,
-    empty_class, windows_line_ends, byte_order_mark,
+    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names,
 }  # fmt: skip
 
 
@@ -328,6 +336,44 @@ def test_the_parts_that_a_csv_brings(check, tmp_path):
     assert code == 3
     (fault,) = named(found["faults"], "lesion-crosses-split", "0")
     assert fault["images"] == ["0", "1"]
+
+
+def test_a_table_is_not_blamed_for_what_lies_beside_it(check, tmp_path):
+    rows = [["image", "label"]]
+    for k in range(6):
+        picture(k).save(tmp_path / f"{k}.png")
+        rows.append([f"{k}.png", "AB"[k % 2]])
+    write_csv(tmp_path / "labels.csv", rows)
+    (tmp_path / "thesis").mkdir()
+    for other in ("private.txt", "lösung.doc", "thesis/a.txt", "thesis/A.txt"):
+        (tmp_path / other).write_text("")
+        (tmp_path / other).chmod(0)
+    (tmp_path / "thesis" / "link").symlink_to(tmp_path.parent)
+    code, found = check(tmp_path / "labels.csv")
+    assert (code, found["faults"]) == (0, [])
+    code, found = check(tmp_path)
+    assert code == 0
+    (fault,) = named(found["faults"], "no-permission", "private.txt")
+    assert fault["severity"] == "warning"
+
+
+def test_what_a_table_lists_is_looked_at_wherever_it_lies(check, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "archive").mkdir()
+    rows = [["image", "label"]]
+    for k in range(6):
+        picture(k).save(tmp_path / "archive" / f"bild_ä{k}.png")
+        rows.append([f"../archive/bild_ä{k}.png", "AB"[k % 2]])
+    write_csv(tmp_path / "table" / "labels.csv", rows)
+    picture(9).save(tmp_path / "archive" / "Bild_ä0.png")
+    (tmp_path / "archive" / "bild_ä1.png").chmod(0)
+    code, found = check(tmp_path / "table" / "labels.csv")
+    assert code == 3
+    (closed,) = named(found["faults"], "no-permission", None)
+    assert closed["images"][0].endswith("archive/bild_ä1.png")
+    (clash,) = named(found["faults"], "case-clash", None)
+    assert len(clash["images"]) == 2
+    assert len(named(found["faults"], "non-ascii-name", None)[0]["images"]) == 6
 
 
 def test_an_earlier_contact_sheet_does_not_stay(check, copy, tmp_path):
