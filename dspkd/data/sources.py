@@ -6,7 +6,9 @@ the value; `dspkd data check` collects them all.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dspkd.data.formats.class_folders import read_class_folders
@@ -48,7 +50,22 @@ def read_table(
         ) from error
     if not table.samples and not errors:
         raise DataError(f"{root} holds no labelled images")
-    return table
+    return table if classes is not None else _with_similar_classes_said(table, report)
+
+
+def _with_similar_classes_said(table: Table, report: Report) -> Table:
+    """Labels that people wrote: nv and NV are two classes, and hardly ever meant so."""
+    alike: dict[str, list[str]] = {}
+    for name in table.classes:
+        alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    counts, remarks = table.counts(), list(table.remarks)
+    for names in alike.values():
+        if len(names) > 1:
+            named = " and ".join(f"{name} ({counts[name]} images)" for name in names)
+            what = f"classes of {table.root} that differ in upper and lower case alone: {named}"
+            report(Fault("similar-classes", "warning", what, "write them the same way if they are one", tuple(names)))
+            remarks.append(what)
+    return replace(table, remarks=tuple(remarks))
 
 
 def _read_folder(root: Path, classes: Sequence[str] | None, report: Report, need_files: bool) -> Table:

@@ -228,6 +228,14 @@ def metadata_of_other_names(root, split):
     return "image-without-metadata", name(32)
 
 
+def classes_alike(root, split):
+    path = root / "GroundTruth.csv"
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    rows = [f"{row},0.0" if not row.startswith(name(34)) else f"{name(34)},0.0,0.0,0.0,0.0,1.0" for row in rows]
+    path.write_text("\n".join([header + ",bcc", *rows]) + "\n", encoding="utf-8")
+    return "similar-classes", "bcc"
+
+
 def two_ones(root, split):
     edit_rows(root / "GroundTruth.csv", lambda row: [[name(30), "1.0", "1.0", *row[3:]] if row[0] == name(30) else row])
     return "two-labels", name(30)
@@ -237,11 +245,11 @@ def two_ones(root, split):
 DAMAGES = (
     truncated, zero_bytes, html, one_pixel, strip, bomb, swapped_label, duplicate, rotated_across_the_split,
     missing_file, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, no_permission, two_ones,
-    metadata_of_other_names, quoted_commas, empty_class, windows_line_ends, byte_order_mark,
+    metadata_of_other_names, quoted_commas, classes_alike, empty_class, windows_line_ends, byte_order_mark,
 )  # fmt: skip
 HARMLESS = {
     swapped_label, duplicate, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, quoted_commas,
-    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names,
+    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names, classes_alike,
 }  # fmt: skip
 
 

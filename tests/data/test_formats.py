@@ -37,7 +37,7 @@ def official(root, *, test_rows, weights=True):
         root / "ISIC_2019_Training_GroundTruth.csv",
         [["image", "MEL", "NV", "UNK"], ["a", 1.0, 0.0, 0.0], ["b", 0.0, 1.0, 0.0]],
     )
-    write_csv(root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"]])
+    write_csv(root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"], ["b", 60, ""]])
     extra = ["score_weight", "validation_weight"] if weights else []
     rows = [[*row, *([1.0, 0.0] if weights else [])] for row in test_rows]
     write_csv(root / "ISIC_2019_Test_GroundTruth.csv", [["image", "MEL", "NV", "UNK", *extra], *rows])
@@ -204,6 +204,28 @@ def test_faults_of_a_plain_csv(tmp_path, rows, words):
         assert word in str(caught.value)
 
 
+def test_labels_that_differ_in_spaces_or_case(tmp_path):
+    faults = []
+    rows = [["1", "Naevus", "L1"], ["2", " Naevus ", " L1 "], ["3", "naevus", ""], ["4", "Melanom", "  "]]
+    write_csv(tmp_path / "labels.csv", [["image", "label", "lesion_id"], *rows])
+    table = read_table(tmp_path, need_files=False, report=faults.append)
+    assert table.classes == ("Melanom", "Naevus", "naevus")
+    assert [s.group for s in table.samples] == ["L1", "L1", "image:3", "image:4"]
+    (fault,) = [fault for fault in faults if fault.kind == "similar-classes"]
+    assert (fault.severity, fault.images) == ("warning", ("Naevus", "naevus"))
+    assert "Naevus (2 images) and naevus (1 images)" in fault.message
+    assert table.remarks == (fault.message,)
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1", "  "], ["2", "A"]])
+    with pytest.raises(DataError, match="row 2: image 1 has no label"):
+        read_table(tmp_path, need_files=False)
+
+
+def test_diagnoses_of_ham10000_with_spaces_around_them(ham):
+    expected = read_table(ham)
+    write_csv(ham / "HAM10000_metadata.csv", [HAM[0], *([*row[:2], f" {row[2]} ", *row[3:]] for row in HAM[1:])])
+    assert read_table(ham) == expected
+
+
 def test_a_csv_with_other_columns(tmp_path):
     write_csv(tmp_path / "x.csv", [["file", "diagnosis"], ["1.png", "A"]])
     with pytest.raises(DataError, match=r"columns file, diagnosis.*image,label"):
@@ -223,7 +245,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_
 @settings(max_examples=60, deadline=None)
 @given(
     names=st.lists(cells.filter(lambda t: t.strip()), min_size=1, max_size=8, unique=True),
-    labels=st.lists(cells.filter(bool), min_size=8, max_size=8),
+    labels=st.lists(cells.filter(lambda t: t.strip()), min_size=8, max_size=8),
     lesions=st.lists(cells, min_size=8, max_size=8),
     mark=st.booleans(),
     ending=st.sampled_from(["\n", "\r\n"]),
@@ -242,7 +264,8 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, names, labels, 
         return
     read = [(table.classes[s.label], s.group) for s in table.samples]
     assert read == [
-        (label, lesion or f"image:{s.image_id}") for (_, label, lesion), s in zip(rows, table.samples, strict=True)
+        (label.strip(), lesion.strip() or f"image:{s.image_id}")
+        for (_, label, lesion), s in zip(rows, table.samples, strict=True)
     ]
 
 

@@ -13,6 +13,7 @@ from dspkd.data.formats.tables import (
     read_csv,
     report_missing_files,
     unknown_class,
+    with_clean_label,
 )
 from dspkd.data.table import Fault, Report, Table
 from dspkd.errors import DataError
@@ -40,7 +41,8 @@ def read_ham10000(path: Path, classes: Sequence[str] | None, report: Report, *, 
     root = path.parent
     table = read_csv(path, report)
     rows: dict[str, tuple[int, dict[str, str]]] = {}
-    for number, row in table:
+    for number, written in table:
+        row = with_clean_label(written, "dx")
         image = row["image_id"]
         if image in rows:
             first, before = rows[image]

@@ -25,6 +25,7 @@ __all__ = [
     "report_metadata",
     "report_missing_files",
     "unknown_class",
+    "with_clean_label",
 ]
 
 _PART_NAMES = {
@@ -206,7 +207,13 @@ def report_missing_files(path: Path, missing: Sequence[tuple[int, str]], folder:
 
 
 def lesion_of(image: str, row: Mapping[str, str]) -> str:
-    return row.get("group_id") or row.get("lesion_id") or f"image:{image}"
+    """A space before or after it makes no other lesion, which could then be on both sides of a split."""
+    named = ((row.get(column) or "").strip() for column in ("group_id", "lesion_id"))
+    return next(filter(None, named), f"image:{image}")
+
+
+def with_clean_label(row: Mapping[str, str], column: str) -> dict[str, str]:
+    return {**row, column: (row[column] or "").strip()}
 
 
 def part_of(text: str | None, where: str, report: Report) -> str | None:
