@@ -37,7 +37,9 @@ def official(root, *, test_rows, weights=True):
         root / "ISIC_2019_Training_GroundTruth.csv",
         [["image", "MEL", "NV", "UNK"], ["a", 1.0, 0.0, 0.0], ["b", 0.0, 1.0, 0.0]],
     )
-    write_csv(root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"], ["b", 60, ""]])
+    write_csv(
+        root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"], ["b", 60, ""]]
+    )
     extra = ["score_weight", "validation_weight"] if weights else []
     rows = [[*row, *([1.0, 0.0] if weights else [])] for row in test_rows]
     write_csv(root / "ISIC_2019_Test_GroundTruth.csv", [["image", "MEL", "NV", "UNK", *extra], *rows])
@@ -159,6 +161,16 @@ def test_faults_of_ham10000(ham):
         read_table(ham)
 
 
+def test_the_test_part_of_ham10000_is_not_taken_for_isic_2019(ham):
+    expected = read_table(ham)
+    (ham / "HAM10000_metadata.csv").rename(ham / "ISIC2018_Task3_Test_GroundTruth.csv")
+    assert read_table(ham) == expected
+    write_csv(ham / "HAM10000_metadata.csv", HAM)
+    with pytest.raises(DataError, match=r"several tables with a column dx.*--data .*HAM10000_metadata\.csv"):
+        read_table(ham)
+    assert read_table(ham / "HAM10000_metadata.csv") == expected
+
+
 # A plain CSV.
 def test_a_plain_csv(tmp_path):
     picture(tmp_path / "arm" / "1.png")
@@ -224,6 +236,34 @@ def test_diagnoses_of_ham10000_with_spaces_around_them(ham):
     expected = read_table(ham)
     write_csv(ham / "HAM10000_metadata.csv", [HAM[0], *([*row[:2], f" {row[2]} ", *row[3:]] for row in HAM[1:])])
     assert read_table(ham) == expected
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_as_spreadsheets_of_other_countries_write_it(tmp_path, delimiter):
+    faults = []
+    rows = [["image", "label", "site"], ["1", "A", "arm, left"], ["2", "B", ""]]
+    write_csv(tmp_path / "labels.csv", rows, delimiter=delimiter)
+    table = read_table(tmp_path, need_files=False, report=faults.append)
+    assert [(s.image_id, table.classes[s.label]) for s in table.samples] == [("1", "A"), ("2", "B")]
+    assert {fault.kind for fault in faults} == {"delimiter", "crlf"}
+    write_csv(tmp_path / "labels.csv", [rows[0], ["1", "A", "", "x"]], delimiter=delimiter)
+    with pytest.raises(DataError, match=rf'row 2 has 4 fields.*"a{delimiter} b"'):
+        read_table(tmp_path, need_files=False)
+
+
+def test_semicolons_in_the_values_of_a_comma_table(tmp_path):
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1;a", "A;B"]])
+    table = read_table(tmp_path, need_files=False)
+    assert (table.classes, table.samples[0].image_id) == (("A;B",), "1;a")
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("latin-1", "WINDOWS-1252"), ("utf-16", "UTF-16")])
+def test_a_csv_in_another_encoding(tmp_path, encoding, named):
+    text = "image;label\n" + "1;A\n" * 3 + "1;Nävus\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    line = 1 if encoding == "utf-16" else 5
+    with pytest.raises(DataError, match=rf"labels\.csv cannot be read: line {line} is not UTF-8.*iconv -f {named} -t"):
+        read_table(tmp_path)
 
 
 def test_a_csv_with_other_columns(tmp_path):

@@ -31,7 +31,8 @@ def find_ham10000(root: Path) -> Path | None:
     found = sorted(p for p in candidates if p.is_file() and {"image_id", "dx"} <= set(header_of(p)))
     if len(found) > 1:
         raise DataError(
-            f"{root} holds several tables with a column dx: {', '.join(p.name for p in found)}", hint="keep one"
+            f"{root} holds several tables with a column dx: {', '.join(p.name for p in found)}",
+            hint=f"give the one that is meant: --data {found[0]}",
         )
     return found[0] if found else None
 

@@ -10,6 +10,7 @@ from dspkd.data.formats.tables import (
     chosen_classes,
     csv_files,
     find_csv,
+    header_of,
     make_sample,
     only_one,
     read_csv,
@@ -32,7 +33,8 @@ NO_CLASSES = frozenset({"score_weight", "validation_weight"})
 
 
 def is_isic(root: Path) -> bool:
-    return any("groundtruth" in path.stem.lower().replace("_", "") for path in root.glob("*.csv"))
+    """By name and header: tables of one label in a row, as HAM10000's test part, may be called ground truth too."""
+    return any({"dx", "label"}.isdisjoint(header_of(path)) for path in csv_files(root, "groundtruth"))
 
 
 def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:

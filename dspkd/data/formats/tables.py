@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ __all__ = [
     "with_clean_label",
 ]
 
+# The first that the header has. A comma in a header of another delimiter would be misread.
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_HEADER_BYTES = 65536
 _PART_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -51,40 +55,62 @@ def read_csv(path: Path, report: Report) -> CsvTable:
     """Any UTF-8 table with a header. Raises DataError if it cannot be read; a row with too many fields is left out."""
     try:
         data = path.read_bytes()
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=_delimiter(path))
+        text = _decoded(path, data)
+        delimiter = _delimiter(path, text)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         header = tuple(reader.fieldnames or ())
         numbered = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise DataError(f"table {path} cannot be read: {error}", hint="save it as UTF-8 CSV") from error
-    _report_writing(path, data, numbered, report)
+    _report_writing(path, data, delimiter, numbered, report)
     rows = []
     for number, row in numbered:
         surplus = row.pop(None, None)  # type: ignore[call-overload]
         if surplus:
             what = f"{len(header) + len(surplus)} fields, and the header has {len(header)}"
-            report(
-                Fault(
-                    "row-too-long", "error", f"{path} row {number} has {what}", 'write a value with a comma as "a, b"'
-                )
-            )
+            hint = f'write a value with a {_DELIMITERS[delimiter]} as "a{delimiter} b"'
+            report(Fault("row-too-long", "error", f"{path} row {number} has {what}", hint))
         else:
             rows.append((number, row))
     return CsvTable(path, header, tuple(rows))
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        name, what = ("UTF-16", "is") if _is_utf16(data) else ("WINDOWS-1252", "may be")
+        raise DataError(
+            f"table {path} cannot be read: line {line} is not UTF-8; the file {what} {name}",
+            hint=f"save it as 'CSV UTF-8', or: iconv -f {name} -t UTF-8 {path.name} > NEW.csv",
+        ) from error
+
+
+def _is_utf16(data: bytes) -> bool:
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """Programs write semicolons where the comma stands in numbers."""
+    if path.suffix.lower() in (".tab", ".tsv"):
+        return "\t"
+    header = next(iter(text[:_HEADER_BYTES].splitlines()), "")
+    return next((mark for mark in _DELIMITERS if mark in header), ",")
 
 
 def _report_writing(
-    path: Path, data: bytes, numbered: Sequence[tuple[int, Mapping[str, object]]], report: Report
+    path: Path, data: bytes, delimiter: str, numbered: Sequence[tuple[int, Mapping[str, object]]], report: Report
 ) -> None:
     """What other programs may stumble over. It is read correctly here."""
+    if delimiter != "," and path.suffix.lower() == ".csv":
+        what = f"{path} has {_DELIMITERS[delimiter]}s between its fields; they were read as commas would be"
+        report(Fault("delimiter", "note", what))
     if data.startswith(b"\xef\xbb\xbf"):
         report(Fault("byte-order-mark", "note", f"{path} begins with a byte order mark; it was read past"))
     if b"\r\n" in data:
         report(Fault("crlf", "note", f"{path} has Windows line ends (CRLF); they were read as line ends"))
-    if b'"' not in data:
+    if b'"' not in data or delimiter != ",":
         return
     quoted = [n for n, row in numbered if any(isinstance(value, str) and "," in value for value in row.values())]
     if quoted:
@@ -95,11 +121,13 @@ def _report_writing(
 
 
 def header_of(path: Path) -> tuple[str, ...]:
-    """The column names alone; empty if the file is no table."""
+    """The column names alone; empty if the file is no table. Whatever its encoding, so that the reader may name it."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            return tuple(next(csv.reader(f, delimiter=_delimiter(path)), ()))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        with path.open("rb") as f:
+            data = f.read(_HEADER_BYTES)
+        text = data.decode("utf-16" if _is_utf16(data) else "utf-8-sig", errors="replace")
+        return tuple(next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text)), ()))
+    except (OSError, csv.Error):
         return ()
 
 
