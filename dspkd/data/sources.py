@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dspkd.data.download import HOW_TO_DOWNLOAD
 from dspkd.data.formats.class_folders import read_class_folders
 from dspkd.data.formats.ham10000 import find_ham10000, read_ham10000
 from dspkd.data.formats.isic import is_isic, read_isic, read_isic_labels
@@ -41,7 +42,7 @@ def read_table(
             errors.append(fault)
 
     if not root.exists():
-        raise DataError(f"data folder {root} does not exist", hint="check --data")
+        raise DataError(f"data folder {root} does not exist", hint=f"check the path; {HOW_TO_DOWNLOAD}")
     try:
         table = (_read_folder if root.is_dir() else _read_file)(root, classes, noting, need_files)
     except OSError as error:
@@ -49,7 +50,7 @@ def read_table(
             f"{error.filename or root} cannot be read: {error.strerror or error}", hint="mend its permissions"
         ) from error
     if not table.samples and not errors:
-        raise DataError(f"{root} holds no labelled images")
+        raise DataError(f"{root} holds no labelled images", hint=HOW_TO_DOWNLOAD)
     return table if classes is not None else _with_similar_classes_said(table, report)
 
 

@@ -5,14 +5,17 @@ import json
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dspkd.data.download import DOWNLOAD
 from dspkd.data.sources import read_table
 from dspkd.data.split import make_split, save_split
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 CLASSES = ("MEL", "NV", "BCC")
 IMAGES = 60
 
@@ -397,9 +400,15 @@ def test_nothing_to_check(dspkd, tmp_path):
     code, out, err = dspkd("data", "check", tmp_path / "nowhere")
     assert (code, out) == (1, "")
     assert "nowhere does not exist" in err
+    assert all(line in err for line in DOWNLOAD)
     code, out, err = dspkd("data", "check", tmp_path)
     assert (code, out) == (1, "")
     assert "is no data set" in err
+    assert all(line in err for line in DOWNLOAD)
+
+
+def test_the_readme_tells_the_same_way_to_get_images():
+    assert "\n".join(["```text", *DOWNLOAD, "```"]) in README.read_text(encoding="utf-8")
 
 
 def test_tables_whose_pictures_lie_elsewhere(check, copy, dspkd, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dspkd.data.download import HOW_TO_DOWNLOAD
 from dspkd.data.formats.files import is_hidden, is_picture, subfolders
 from dspkd.data.formats.tables import (
     chosen_classes,
@@ -29,7 +30,7 @@ def read_class_folders(root: Path, classes: Sequence[str] | None, report: Report
     if len(folders) < 2:
         raise DataError(
             f"{root} is no data set: neither a table of labels nor two or more class folders",
-            hint="see 'Your images' in the README",
+            hint=f"see 'Your images' in the README; {HOW_TO_DOWNLOAD}",
         )
     chosen = chosen_classes([p.name for p in folders], classes)
     metadata_csv = find_csv(root, "metadata")
