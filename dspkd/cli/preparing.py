@@ -12,10 +12,12 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from dspkd.cleaning import Cleaning
     from dspkd.config import DataConfig
 
-    Model = TypeVar("Model", DataConfig, Cleaning)
+    Model = TypeVar("Model", bound=BaseModel)
 
 __all__ = ["prepare"]
 
