@@ -82,6 +82,18 @@ def test_the_test_part_alone(tmp_path):
     assert {i: s.path.parent.name for i, s in samples.items()} == dict.fromkeys("cd", "ISIC_2019_Test_Input")
 
 
+def test_one_metadata_table_for_both_parts(tmp_path):
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0]])
+    for word in ("Training", "Test"):
+        (tmp_path / f"ISIC_2019_{word}_Metadata.csv").unlink()
+    write_csv(tmp_path / "metadata.csv", [["image", "lesion_id"], ["a", "L1"], ["b", "L2"]])
+    table = read_table(tmp_path)
+    assert [s.group for s in table.samples] == ["L1", "L2", "image:c"]
+    assert len(table.remarks) == 1 and "no row for c: 1 images" in table.remarks[0]
+    write_csv(tmp_path / "metadata.csv", [["image", "lesion_id"], ["a", "L1"], ["b", "L2"], ["c", "L3"]])
+    assert read_table(tmp_path).remarks == ()
+
+
 def test_an_official_table_of_labels_beside_folders_and_metadata_of_ones_own(tmp_path):
     official(tmp_path, test_rows=[])
     (tmp_path / "ISIC_2019_Test_GroundTruth.csv").unlink()

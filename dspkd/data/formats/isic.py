@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dspkd.data.formats.files import ImageFiles, fitting, image_folder
@@ -123,10 +123,17 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
         remarks = [f"{len(unknown)} images of {root} are labelled UNK, which is none of the classes: left out"]
         report(Fault("unk", "warning", remarks[0], None, tuple(unknown)))
     samples: list[Sample] = []
+    metadata: dict[Path | None, dict[str, dict[str, str]]] = {}
+    row_of: dict[Path | None, dict[str, str | None]] = {}
     for labels in sets:
-        own, said = _samples(root, labels, chosen, report, need_files)
-        samples += own
-        remarks += said
+        # One table, perhaps that of the whole collection, may serve both sets.
+        path = only_one(root, fitting(csv_files(root, "metadata"), labels.word, SETS), "metadata")
+        if path not in metadata:
+            metadata[path], row_of[path] = read_metadata(path, report), {}
+        row_of[path] |= {image: image if image in metadata[path] else None for image in labels.rows}
+        samples += _samples(root, labels, chosen, metadata[path], report, need_files)
+    for path, rows in metadata.items():
+        remarks += report_metadata(root, path, rows, row_of[path], report)
     return Table(root, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
 
 
@@ -143,15 +150,16 @@ class _LabelTable:
 
 
 def _samples(
-    root: Path, labels: _LabelTable, chosen: dict[str, int], report: Report, need_files: bool
-) -> tuple[list[Sample], list[str]]:
-    """The images of one table, and what should be said where results are."""
-    # The whole collection's metadata or pictures may lie beside the labels of one set.
-    metadata_csv = only_one(root, fitting(csv_files(root, "metadata"), labels.word, SETS), "metadata")
-    metadata = read_metadata(metadata_csv, report)
+    root: Path,
+    labels: _LabelTable,
+    chosen: dict[str, int],
+    metadata: dict[str, dict[str, str]],
+    report: Report,
+    need_files: bool,
+) -> Iterator[Sample]:
     folder = image_folder(root, labels.word, SETS)
     files = ImageFiles([folder], report, needed=need_files)
-    samples, missing = [], []
+    missing = []
     for image, (name, number) in labels.rows.items():
         if name not in chosen:
             if name != UNKNOWN:
@@ -162,7 +170,5 @@ def _samples(
             missing.append((number, image))
             continue
         row, listed = metadata.get(image, {}), f"{labels.path} row {number}"
-        samples.append(make_sample(image, path, chosen[name], row, listed=listed, part=labels.part))
+        yield make_sample(image, path, chosen[name], row, listed=listed, part=labels.part)
     report_missing_files(labels.path, missing, folder, report)
-    row_of = {image: image if image in metadata else None for image in labels.rows}
-    return samples, report_metadata(root, metadata_csv, metadata, row_of, report)
