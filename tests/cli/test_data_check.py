@@ -1,4 +1,4 @@
-"""`dspkd data check`: a clean set passes, and each of twenty kinds of damage is named, alone and among the others."""
+"""`dspkd data check`: a clean set passes, and each kind of damage is named, alone and among the others."""
 
 import csv
 import json
@@ -187,6 +187,12 @@ def quoted_commas(root, split):
     return "quoted-comma", None
 
 
+def semicolons(root, split):
+    path = root / "GroundTruth.csv"
+    path.write_bytes(path.read_bytes().replace(b",", b";"))
+    return "delimiter", None
+
+
 def empty_class(root, split):
     path = root / "GroundTruth.csv"
     header, *rows = path.read_text(encoding="utf-8").splitlines()
@@ -248,11 +254,12 @@ def two_ones(root, split):
 DAMAGES = (
     truncated, zero_bytes, html, one_pixel, strip, bomb, swapped_label, duplicate, rotated_across_the_split,
     missing_file, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, no_permission, two_ones,
-    metadata_of_other_names, quoted_commas, classes_alike, empty_class, windows_line_ends, byte_order_mark,
+    metadata_of_other_names, quoted_commas, classes_alike, empty_class, semicolons, windows_line_ends,
+    byte_order_mark,
 )  # fmt: skip
 HARMLESS = {
     swapped_label, duplicate, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, quoted_commas,
-    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names, classes_alike,
+    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names, classes_alike, semicolons,
 }  # fmt: skip
 
 
