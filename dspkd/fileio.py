@@ -27,6 +27,7 @@ __all__ = [
     "seal",
     "sha256_bytes",
     "sha256_file",
+    "write_at",
     "write_json",
     "write_sealed_json",
     "write_text",
@@ -147,6 +148,13 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     at_current_folder, exchange = -100, 2
     return bool(renameat2(at_current_folder, os.fsencode(one), at_current_folder, os.fsencode(other), exchange) == 0)
+
+
+def write_at(file: int, content: bytes, place: int) -> None:
+    """All of `content` into an open file, however little the system takes at a time. Raises OSError."""
+    while content:
+        written = os.pwrite(file, content, place)
+        content, place = content[written:], place + written
 
 
 def write_text(path: Path, text: str) -> None:

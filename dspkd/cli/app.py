@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -85,9 +87,16 @@ def main() -> None:
         text = f"{error.message.strip()}{f' - {error.hint}' if error.hint else ''}"
         text = " ".join(line.strip() for line in text.splitlines())
         sys.stderr.write(f"dspkd: error: {text}\n")
+        _tell_torchrun(text)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("dspkd: interrupted; finished epochs are kept: repeat the command with --resume\n")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+
+
+def _tell_torchrun(text: str) -> None:
+    """What a process leaves in this file, torchrun names as the cause when it ends the others."""
+    if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(place).write_text(json.dumps({"message": text}), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import DspkdError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
+    from dspkd.compare.latency import Bench
     from dspkd.compare.plan import Plan
     from dspkd.compare.results import Collected
 
@@ -28,6 +29,9 @@ def compare(
     set_: list[str] = typer.Option(
         [], "--set", help="Any key of the file, e.g. teachers.lite0.weights=FILE or epochs=5. Repeatable."
     ),
+    bench: list[Path] = typer.Option(
+        [], "--bench", help="results.json of dspkd bench: adds the time per inference to the tables. Repeatable."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the commands of all cells, one a line, and stop."),
     tables_only: bool = typer.Option(False, "--tables-only", help="Make the tables of what is finished; run nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print the results as JSON, and nothing else, on stdout."),
@@ -39,25 +43,32 @@ def compare(
     interrupted ones go on when the command is given again; a cell that fails does not stop the others. Started twice,
     the two share the work.
 
+    --bench adds the time per inference, with intervals, beside parameters and MACs (latency.csv, too); without it
+    tables.md has the command that measures it.
+
     --dry-run prints commands for any scheduler; teachers come first, and what names one has to wait for it. Give
     --tables-only when they are done.
     """
     plan = _plan(file, data, out, set_)
+    benches = [_read_bench(path) for path in bench]
     if dry_run:
         _print_commands(plan)
         return
     failed = {} if tables_only else _carry_out(plan)
-    collected = _write(plan)
+    try:
+        collected = _write(plan, benches)
+    except DspkdError as error:
+        if not failed:
+            raise
+        # Where nothing is left to show, the reason lies in what failed.
+        typer.echo(f"dspkd: no tables: {error.message}", err=True)
+        raise _summary_of(failed, plan) from error
     if as_json:
         print_json({"out": str(plan.out), **collected.results})
     else:
         _show(plan, collected.results)
     if failed:
-        raise DspkdError(
-            f"{len(failed)} of {len(plan.cells)} cells failed: "
-            + "; ".join(f"{name}: {error}" for name, error in failed.items()),
-            hint=f"logs lie in {plan.out / 'logs'}; give the command again to try them once more",
-        )
+        raise _summary_of(failed, plan)
 
 
 def _plan(file: Path, data: Path | None, out: Path | None, overrides: list[str]) -> Plan:
@@ -95,6 +106,14 @@ def _carry_out(plan: Plan) -> dict[str, str]:
         raise typer.Exit(130) from None
 
 
+def _summary_of(failed: Mapping[str, str], plan: Plan) -> DspkdError:
+    return DspkdError(
+        f"{len(failed)} of {len(plan.cells)} cells failed: "
+        + "; ".join(f"{name}: {error}" for name, error in failed.items()),
+        hint=f"logs lie in {plan.out / 'logs'}; give the command again to try them once more",
+    )
+
+
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM, by which schedulers stop a job, ends the running cell too."""
@@ -109,13 +128,22 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(plan: Plan) -> Collected:
+def _read_bench(path: Path) -> Bench:
+    from dspkd.compare.latency import parse_bench
+    from dspkd_bench.report import read_results
+
+    return parse_bench(read_results(path), origin=str(path))
+
+
+def _write(plan: Plan, benches: Sequence[Bench]) -> Collected:
+    from dspkd.compare.execution import write_comparison
     from dspkd.compare.output import write_tables
     from dspkd.compare.results import collect
     from dspkd.fileio import write_text
     from dspkd_bench.compare_page import render_comparison
 
-    collected = collect(plan, complexity=_complexity)
+    collected = collect(plan, complexity=_complexity, benches=benches)
+    write_comparison(plan)
     write_tables(plan.out, collected)
     try:
         write_text(plan.out / "compare.html", render_comparison(collected.results, collected.histories))

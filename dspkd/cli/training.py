@@ -256,7 +256,7 @@ def _base(config: Path | None, out: Path | None, resume: bool) -> dict[str, Any]
 
         return load_toml(config)
     if resume:
-        from dspkd.train.run import CONFIG_FILE, read_run_config
+        from dspkd.train.stored_config import CONFIG_FILE, read_run_config
 
         if out is None:
             raise UsageError("--resume needs --out or --config", hint="name the folder of the run")

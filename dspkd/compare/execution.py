@@ -28,7 +28,16 @@ from dspkd.fileio import ensure_dir, write_json, write_text
 from dspkd.student import is_student_dir, load_card
 from dspkd.train.reporter import Reporter
 
-__all__ = ["carry_out", "differing_keys", "is_finished", "prepare", "read_failures", "run_process", "write_recipes"]
+__all__ = [
+    "carry_out",
+    "differing_keys",
+    "is_finished",
+    "prepare",
+    "read_failures",
+    "run_process",
+    "write_comparison",
+    "write_recipes",
+]
 
 PATIENCE = 60.0
 """Seconds that an interrupted cell has for ending by itself, and between two messages while waiting for others."""
@@ -67,9 +76,15 @@ def prepare(plan: Plan, reporter: Reporter, *, pixels: bool = True) -> None:
     with _lock(plan.bookkeeping / "prepare.lock", wait=True):
         table = _write_split(plan, reporter)
         write_recipes(plan)
-        write_text(plan.out / "comparison.toml", comparison_toml(plan.comparison))
+        # With other settings than the runs that are being made, a dry run is no record of them.
+        if pixels or not (plan.out / "comparison.toml").is_file():
+            write_comparison(plan)
         if pixels:
             _decode(plan, table, reporter)
+
+
+def write_comparison(plan: Plan) -> None:
+    write_text(plan.out / "comparison.toml", comparison_toml(plan.comparison))
 
 
 def write_recipes(plan: Plan) -> None:
@@ -159,10 +174,6 @@ def is_finished(cell: Cell) -> bool:
     return True
 
 
-def _failure_record(cell: Cell) -> Path:
-    return cell.recipe.with_suffix(".failed.json")
-
-
 def read_failures(plan: Plan) -> dict[str, str]:
     """What each cell that failed, and has not been finished since, said; by the cell's name."""
     found = {}
@@ -174,7 +185,7 @@ def read_failures(plan: Plan) -> dict[str, str]:
 
 def _read_failure(cell: Cell) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(_failure_record(cell).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(cell.failure_record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return record
@@ -220,7 +231,7 @@ class _Worker:
         if cell.needs in self.failed:
             self._settle(cell, f"its teacher could not be fitted ({cell.needs})")
         elif not any(other.name == cell.needs for other in self.pending):
-            with _lock(cell.recipe.with_suffix(".lock")) as lock:
+            with _lock(cell.lock) as lock:
                 if lock is not None:
                     self._settle(cell, self._outcome(cell, lock))
 
@@ -232,7 +243,7 @@ class _Worker:
 
     def _outcome(self, cell: Cell, lock: int) -> str | None:
         """None once the cell is finished, else what went wrong."""
-        record = _failure_record(cell)
+        record = cell.failure_record
         try:
             if is_finished(cell):
                 record.unlink(missing_ok=True)
@@ -252,16 +263,23 @@ class _Worker:
         self.reporter.message(f"{place} {cell.name}  (log: {log})")
         started = time.monotonic()
         code = self.start(cell, lock, log)
-        if code == 0 and is_student_dir(cell.config.out):
+        error = _describe_failure(code, log) if code else self._what_is_wrong(cell, log)
+        if error is None:
             record.unlink(missing_ok=True)
             score = load_card(cell.config.out).metrics["val"]["balanced_accuracy"]
             self.reporter.message(
                 f"{place} {cell.name}  {time.monotonic() - started:.0f} s, validation balanced accuracy {score:.3f}"
             )
             return None
-        error = _describe_failure(code, log)
         write_json(record, {"error": error, "at": time.time(), "log": log.name})
         return error
+
+    def _what_is_wrong(self, cell: Cell, log: Path) -> str | None:
+        """With a cell whose process ended well."""
+        try:
+            return None if is_finished(cell) else _describe_failure(0, log)
+        except DspkdError as error:
+            return str(error)
 
     def _tell_who_is_waited_for(self) -> None:
         if time.monotonic() - self.told_at >= PATIENCE:

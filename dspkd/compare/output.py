@@ -12,12 +12,12 @@ from dspkd.compare.results import JUDGED_BY, Collected
 from dspkd.compare.tables import comparison_tables, how_to_read
 from dspkd.fileio import write_json, write_text
 
-__all__ = ["comparison_csv", "comparison_markdown", "runs_csv", "write_tables"]
+__all__ = ["comparison_csv", "comparison_markdown", "latency_csv", "runs_csv", "write_tables"]
 
 
 def write_tables(out: Path, collected: Collected) -> None:
-    """tables.md, tables.csv, runs.csv, results.json, and for each pair of networks the curves (figure 9 of the paper)
-    and the confusion matrices (figure 10); without matplotlib there are no pictures.
+    """tables.md, tables.csv, runs.csv, results.json, latency.csv if it was measured, and for each pair of networks the
+    curves (figure 9 of the paper) and the confusion matrices (figure 10); without matplotlib there are no pictures.
     """
     from dspkd.figures import confusion_grid_svg, curves_grid_svg
 
@@ -26,6 +26,10 @@ def write_tables(out: Path, collected: Collected) -> None:
     write_text(out / "tables.md", comparison_markdown(results))
     write_text(out / "tables.csv", comparison_csv(results))
     write_text(out / "runs.csv", runs_csv(results))
+    if results["latency"]:
+        write_text(out / "latency.csv", latency_csv(results))
+    else:
+        (out / "latency.csv").unlink(missing_ok=True)
     labels = {method["name"]: method["label"] for method in results["methods"]}
     note = results["caution"]
     for pair in results["pairs"]:
@@ -120,6 +124,26 @@ def runs_csv(results: Mapping[str, Any]) -> str:
         for run in results["runs"]
     ]
     return _csv(columns, rows)
+
+
+LATENCY_KEYS = (
+    "role", "name", "architecture", "parameters", "macs", "size", "runtime", "matched_by", "run", "verdict", "p50_ms",
+)  # fmt: skip
+
+
+def latency_csv(results: Mapping[str, Any]) -> str:
+    """One row for each network and each runtime that it was measured on; times in milliseconds."""
+    measured = ("p50_low", "p50_high", "p90_ms", "teacher_over_student", "ratio_low", "ratio_high", "same_runtime")
+    rows = []
+    for entry in results["latency"]:
+        for row in entry["rows"]:
+            line = [*(row[key] for key in LATENCY_KEYS), *row["p50_interval_ms"], row["p90_ms"]]
+            if ratio := row["teacher_over_student"]:
+                line += [ratio["latency"]["ratio"], *ratio["latency"]["interval"], ratio["same_runtime"]]
+            else:
+                line += [None] * 4
+            rows.append([*line, entry["device"], entry["threads"]])
+    return _csv([*LATENCY_KEYS, *measured, "device", "threads"], rows)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dspkd.compare.spec import Comparison, MethodSpec
-from dspkd.config import RunConfig, parse_run_config
+from dspkd.config import RunConfig, parse_run_config, to_toml
 from dspkd.errors import ConfigError
+from dspkd.fileio import sha256_bytes
 from dspkd.presets import preset_stages
 
 __all__ = ["Cell", "Plan", "make_plan", "student_epochs"]
@@ -28,13 +29,24 @@ class Cell:
     name: str
     config: RunConfig
     recipe: Path
-    """Its resolved configuration as a TOML file."""
+    """Its resolved configuration as a TOML file. A hash of the content is part of the file's name: with other settings
+    it is another file, so that nothing that has been printed or is waiting its turn comes to mean something else.
+    """
     method: str | None
     student: str | None
     teacher: str | None
     seed: int
     needs: str | None = None
     """The cell that must be finished before: the fitting of its teacher."""
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever carries it out, whatever the settings: they would write into the same folder."""
+        return self.recipe.with_name(f"{self.name}.lock")
+
+    @property
+    def failure_record(self) -> Path:
+        return self.recipe.with_name(f"{self.name}.failed.json")
 
     @property
     def words(self) -> list[str]:
@@ -163,7 +175,9 @@ def _teachers(comparison: Comparison, out: Path, origin: str) -> tuple[dict[str,
 def _cell(name: str, values: dict[str, Any], out: Path, origin: str, **identity: Any) -> Cell:
     values = {**values, "out": str(out / "runs" / name)}
     values["data"] = {**values["data"], "split": str(out / "split.json")}
-    return Cell(name, parse_run_config(values, origin=origin), out / "cells" / f"{name}.toml", **identity)
+    config = parse_run_config(values, origin=origin)
+    content = sha256_bytes(to_toml(config).encode())
+    return Cell(name, config, out / "cells" / f"{name}-{content[:10]}.toml", **identity)
 
 
 def _student_values(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from dspkd.compare.execution import is_finished, read_failures
+from dspkd.compare.latency import Bench, latency_rows
 from dspkd.compare.plan import Cell, Plan, student_epochs
 from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
-from dspkd.errors import DataError, DspkdError, OutputError
+from dspkd.errors import DataError, DspkdError
 from dspkd.student import StudentCard, is_student_dir, load_card
 from dspkd.train.metrics import headline_metrics, lesion_draws, per_class_metrics, weighted_confusions
 
@@ -23,7 +27,10 @@ __all__ = ["HEADLINE", "RESULTS_SCHEMA_VERSION", "Collected", "collect"]
 
 RESULTS_SCHEMA_VERSION = 1
 REPETITIONS = 2000
+PREDICTION_COLUMNS = ("image", "lesion", "label", "predicted")
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision", "macro_specificity")
+NOT_FINISHED = "not finished"
+AGAIN = "remove the run's folder to make it again"
 JUDGED_BY = "balanced_accuracy"
 """What epochs are chosen by, and in which a rare class weighs as much as a common one."""
 Complexity = Callable[[str, int, int], Mapping[str, int]]
@@ -36,6 +43,29 @@ class Collected:
 
     results: dict[str, Any]
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A finished run as it lies in its folder; a column of its predictions has one entry for each image."""
+
+    card: StudentCard
+    predictions: Path
+    images: tuple[str, ...]
+    lesions: tuple[str, ...]
+    labels: tuple[str, ...]
+    predicted: tuple[str, ...]
+    history: list[dict[str, Any]]
+
+    @property
+    def split_sha256(self) -> str | None:
+        value: str | None = self.card.data.get("split_sha256")
+        return value
+
+    @property
+    def judged_on(self) -> tuple[Any, ...]:
+        """What the runs of one table have in common."""
+        return self.split_sha256, self.card.classes, self.images, self.labels, self.lesions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +83,10 @@ class _Run:
 class _Frame:
     """The images that all runs are judged on: the same for all, in the same order, with the same draws of lesions."""
 
-    def __init__(self, rows: Sequence[Mapping[str, str]], classes: Sequence[str]) -> None:
-        self.images = [row["image"] for row in rows]
-        self.classes = tuple(classes)
-        self.truth = [row["label"] for row in rows]
-        self.lesions = [row["lesion"] for row in rows]
-        self.group_index, draws = lesion_draws(self.lesions, REPETITIONS)
+    def __init__(self, run: _Stored) -> None:
+        self.images, self.truth, self.classes = run.images, run.labels, run.card.classes
+        self.split_sha256 = run.split_sha256
+        self.group_index, draws = lesion_draws(run.lesions, REPETITIONS)
         # Row 0 counts every lesion once: the figures themselves.
         self.weights = np.vstack([np.ones(draws.shape[1]), draws]).astype(np.float32)
 
@@ -66,32 +94,31 @@ class _Frame:
     def lesion_count(self) -> int:
         return int(self.weights.shape[1])
 
-    def judge(self, rows: Sequence[Mapping[str, str]], origin: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(self, run: _Stored) -> _Run:
         """Confusion matrix and metrics of stored predictions. Raises DataError if they are of other images."""
-        if [row["image"] for row in rows] != self.images or [row["label"] for row in rows] != self.truth:
-            raise DataError(
-                f"{origin} holds predictions of other images than the other runs", hint="make the run again"
-            )
         index = {name: k for k, name in enumerate(self.classes)}
-        labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "predicted"))
+        if run.images != self.images or run.labels != self.truth or not index.keys() >= {*run.predicted}:
+            raise DataError(f"{run.predictions.name} holds predictions of other images than the other runs")
+        labels, predictions = (np.array([index[name] for name in names]) for names in (run.labels, run.predicted))
         matrices = weighted_confusions(labels, predictions, self.group_index, self.weights, len(self.classes))
         headline, f1 = headline_metrics(matrices), per_class_metrics(matrices)["f1"]
         metrics = {name: headline[name] for name in HEADLINE}
         metrics |= {f"f1/{name}": f1[:, k] for k, name in enumerate(self.classes)}
-        return matrices[0], metrics
+        return _Run(run.card, run.history, matrices[0], metrics)
 
 
-def collect(plan: Plan, *, complexity: Complexity | None = None) -> Collected:
+def collect(plan: Plan, *, complexity: Complexity | None = None, benches: Sequence[Bench] = ()) -> Collected:
     """Every number of the tables, from what is finished; what is not stands in `missing` with the reason.
 
-    Raises DataError if runs do not belong together (another split, another teacher), or if nothing is finished.
+    A damaged folder, or a run that does not belong to the others (another split, another teacher), is such a reason and
+    not the end of the tables. Raises DataError if no student is left to show.
     """
-    return _Collector(plan, complexity).collect()
+    return _Collector(plan, complexity, benches).collect()
 
 
 class _Collector:
-    def __init__(self, plan: Plan, complexity: Complexity | None) -> None:
-        self.plan, self.complexity = plan, complexity
+    def __init__(self, plan: Plan, complexity: Complexity | None, benches: Sequence[Bench]) -> None:
+        self.plan, self.complexity, self.benches = plan, complexity, benches
         self.comparison = plan.comparison
         self.part = plan.comparison.judge
         self.missing: list[dict[str, str]] = []
@@ -102,15 +129,15 @@ class _Collector:
 
     def collect(self) -> Collected:
         self._read()
-        if self.frame is None or not any(cell.method for cell in self.plan.cells if cell.name in self.runs):
-            raise DataError(f"{self.plan.out}: no student is finished, so there is nothing to show")
-        self._check_that_runs_belong_together()
+        self._leave_out_students_of_another_teacher()
         frame = self.frame
+        if frame is None or not any(cell.method for cell in self.plan.cells if cell.name in self.runs):
+            raise self._nothing_to_show()
         students = list(self.comparison.students)
         teachers: list[str | None] = [*self.comparison.teachers] or [None]
         pairs = [self._pair(student, teacher) for student in students for teacher in teachers]
         self._adjust(pairs)
-        comparison = self.comparison
+        comparison, networks = self.comparison, self._networks()
         results = {
             "kind": "comparison",
             "schema_version": RESULTS_SCHEMA_VERSION,
@@ -127,11 +154,13 @@ class _Collector:
             "images": len(frame.images),
             "lesions": frame.lesion_count,
             "parts": dict(next(iter(self.runs.values())).card.data["images"]),
-            "split_sha256": next(iter(self.runs.values())).card.data["split_sha256"],
+            "split_sha256": frame.split_sha256,
             "caution": next(iter(self.runs.values())).card.caution,
             "repetitions": REPETITIONS,
             "references": list(comparison.compared_with),
-            "networks": self._networks(),
+            "networks": networks,
+            "latency": [latency_rows(bench, networks, self._runs_by_weights()) for bench in self.benches],
+            "bench_command": self._bench_command(),
             "methods": [self._method(name) for name in comparison.methods],
             "pairs": pairs,
             "runs": [self._run_row(cell) for cell in self.plan.cells if cell.name in self.runs],
@@ -142,60 +171,77 @@ class _Collector:
     # Reading --------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        failures = read_failures(self.plan)
+        stored = self._read_cells()
+        if stored:
+            self.frame = _Frame(_the_most_agreed_on(list(stored.values())))
         for cell in self.plan.cells:
-            try:
-                run = self._read_run(cell.config.out) if is_finished(cell) else failures.get(cell.name, "not finished")
-            except OutputError as error:
-                run = error.message
-            if isinstance(run, str):
-                self.missing.append({"run": cell.name, "reason": run})
+            run = self._judge(cell.name, stored[cell.name], same_split=True) if cell.name in stored else None
+            if run is None:
                 continue
             self.runs[cell.name] = run
             if cell.method is None and cell.teacher is not None:
                 self.teachers[cell.teacher] = run
         for name, spec in self.comparison.teachers.items():
-            if spec.run is not None:
-                folder = self.plan.teacher_folders[name]
-                run = self._read_run(folder) if is_student_dir(folder) else "there is no finished run"
-                if isinstance(run, str):
-                    self.missing.append({"run": f"teacher {name}", "reason": run})
+            if spec.run is not None and (run := self._read_given_teacher(name)):
+                self.teachers[name] = run
+
+    def _read_cells(self) -> dict[str, _Stored]:
+        failures = read_failures(self.plan)
+        stored: dict[str, _Stored] = {}
+        for cell in self.plan.cells:
+            try:
+                if is_finished(cell):
+                    stored[cell.name] = _read_run(cell.config.out, self.part)
                 else:
-                    self.teachers[name] = run
+                    self._leave_out(cell.name, failures.get(cell.name, NOT_FINISHED))
+            except DspkdError as error:
+                self._leave_out(cell.name, f"{error.message}; {AGAIN}")
+        return stored
 
-    def _read_run(self, folder: Path) -> _Run | str:
-        """A run, or why it cannot be shown."""
-        path = folder / f"predictions-{self.part}.csv"
+    def _read_given_teacher(self, name: str) -> _Run | None:
+        run, folder = f"teacher {name}", self.plan.teacher_folders[name]
         try:
-            card = load_card(folder)
-            with path.open(newline="", encoding="utf-8") as f:
-                rows = list(csv.DictReader(f))
-        except FileNotFoundError:
-            return f"its predictions are missing ({path.name})"
+            if is_student_dir(folder):
+                return self._judge(run, _read_run(folder, self.part), same_split=False)
+            self._leave_out(run, "there is no finished run")
         except DspkdError as error:
-            return error.message
-        if self.frame is None:
-            self.frame = _Frame(rows, card.classes)
-        matrix, metrics = self.frame.judge(rows, path)
-        lines = folder / "metrics.jsonl"
-        text = lines.read_text(encoding="utf-8") if lines.is_file() else ""
-        return _Run(card, [json.loads(line) for line in text.splitlines()], matrix, metrics)
+            self._leave_out(run, error.message)
+        return None
 
-    def _check_that_runs_belong_together(self) -> None:
-        splits = {run.card.data["split_sha256"]: name for name, run in self.runs.items()}
-        if len(splits) > 1:
-            raise DataError(
-                f"{' and '.join(splits.values())} were made on different splits", hint="remove one and make it again"
-            )
+    def _judge(self, name: str, stored: _Stored, *, same_split: bool) -> _Run | None:
+        if self.frame is None:
+            return None
+        if same_split and stored.split_sha256 != self.frame.split_sha256:
+            self._leave_out(name, f"it was made on another split than the other runs; {AGAIN}")
+            return None
+        try:
+            return self.frame.judge(stored)
+        except DataError as error:
+            self._leave_out(name, f"{error.message}; {AGAIN}")
+            return None
+
+    def _leave_out(self, run: str, reason: str) -> None:
+        self.missing.append({"run": run, "reason": reason.replace(f"{self.plan.out}/", "")})
+
+    def _leave_out_students_of_another_teacher(self) -> None:
         for cell in self.plan.cells:
             run, teacher = self.runs.get(cell.name), self.teachers.get(cell.teacher or "")
             if run is None or cell.method is None or teacher is None:
                 continue
             if run.card.teacher is None or run.card.teacher["weights_sha256"] != teacher.card.weights_sha256:
-                raise DataError(
-                    f"{cell.name} was distilled from other weights than teacher {cell.teacher} has now",
-                    hint=f"remove {cell.config.out} and make it again",
+                del self.runs[cell.name]
+                self._leave_out(
+                    cell.name,
+                    f"it was distilled from other weights than teacher {cell.teacher} has now: remove "
+                    f"{cell.config.out} to make it again",
                 )
+
+    def _nothing_to_show(self) -> DataError:
+        # The first in the order of execution is what the others wait for.
+        told = [f"{entry['run']}: {entry['reason']}" for entry in self.missing if entry["reason"] != NOT_FINISHED]
+        return DataError(
+            f"{self.plan.out}: no student is finished, so there is nothing to show", hint=told[0] if told else None
+        )
 
     # Numbers --------------------------------------------------------------------------------------
 
@@ -339,6 +385,25 @@ class _Collector:
             "metrics": metrics,
         }
 
+    def _runs_by_weights(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Names of the runs of each network, distilled ones among the students', by the hash of their weights."""
+        found = {("teacher", name): {run.card.weights_sha256: name} for name, run in self.teachers.items()}
+        for student in self.comparison.students:
+            cells = [cell for cell in self.plan.cells if cell.student == student and cell.name in self.runs]
+            found["student", student] = {self.runs[cell.name].card.weights_sha256: cell.name for cell in cells}
+        return found
+
+    def _bench_command(self) -> str:
+        """What measures the time of every network, in PyTorch on this machine."""
+        teachers = [
+            _shown(self.plan.teacher_folders[name]) for name in self.comparison.teachers if name in self.teachers
+        ]
+        alone = [self._cells(self.comparison.compared_with[0], name, None) for name in self.comparison.students]
+        students = [_shown(next(iter(cells.values())).config.out) for cells in alone if cells]
+        first = ["--teacher", teachers[0]] if teachers else []
+        out = _shown(self.plan.out / "bench.json")
+        return shlex.join(["dspkd", "bench", *teachers[1:], *students, *first, "--out", out])
+
     def _method(self, name: str) -> dict[str, Any]:
         spec = self.comparison.methods[name]
         config = next(cell.config for cell in self.plan.cells if cell.method == name)
@@ -365,6 +430,59 @@ class _Collector:
             "training_seconds": _training_seconds(run),
             "metrics": {name: float(values[0]) for name, values in run.metrics.items()},
         }
+
+
+def _the_most_agreed_on(runs: Sequence[_Stored]) -> _Stored:
+    """A run that is judged on what most runs are judged on; among equals, the one with the most images."""
+    agreeing = Counter(run.judged_on for run in runs)
+    return max(runs, key=lambda run: (agreeing[run.judged_on], len(run.images)))
+
+
+def _read_run(folder: Path, part: str) -> _Stored:
+    """A run and its predictions of `part`. Raises DspkdError naming the file that is missing or damaged."""
+    card = load_card(folder)
+    predictions = folder / f"predictions-{part}.csv"
+    images, lesions, labels, predicted = _read_predictions(predictions, card.classes)
+    return _Stored(card, predictions, images, lesions, labels, predicted, _read_history(folder / "metrics.jsonl"))
+
+
+def _read_predictions(path: Path, classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Image, lesion, true and predicted class of each image, as four columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            rows: list[list[str | None]] = [[row.get(name) for name in PREDICTION_COLUMNS] for row in csv.DictReader(f)]
+    except FileNotFoundError as error:
+        raise DataError(f"its predictions are missing ({path.name})") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise DataError(f"{path} holds no predictions")
+    for number, row in enumerate(rows, start=1):
+        if None in row or not {*row[2:]} <= {*classes}:
+            raise DataError(f"{path}: row {number} is no image with a label and a prediction of the run's classes")
+    # Interned, since all runs repeat the same names and are held at once.
+    return [tuple(sys.intern(str(entry)) for entry in column) for column in zip(*rows, strict=True)]
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    history = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            history.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is no JSON, so the file was cut or changed") from error
+    return history
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _plain(difference: Difference) -> dict[str, Any]:

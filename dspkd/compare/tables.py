@@ -48,7 +48,7 @@ NOTHING = Entry("–")
 
 def comparison_tables(results: Mapping[str, Any]) -> list[Table]:
     """Everything that `results` (see `dspkd.compare.results.collect`) holds; what was not made is left out."""
-    tables = [_networks(results)]
+    tables = [_networks(results), *(_latency(entry) for entry in results["latency"])]
     if len(results["methods"]) > 1:
         for student in _students(results):
             tables += [_by_teacher(results, student, metric) for metric in ("accuracy", "balanced_accuracy")]
@@ -131,8 +131,73 @@ def _networks(results: Mapping[str, Any]) -> Table:
         "Networks (Table 1)",
         ["Network", "Parameters, M", f"MACs at {results['size']} px, M", *(TITLES[metric] for metric in HEADLINE)],
         rows,
-        ["A distilled student has the parameters and MACs of the same student alone. Latency: dspkd bench."],
+        [
+            "A distilled student has the parameters and MACs of the same student alone.",
+            *([] if results["latency"] else [_how_to_measure_latency(results)]),
+        ],
     )
+
+
+def _how_to_measure_latency(results: Mapping[str, Any]) -> str:
+    command = results["bench_command"]
+    return (
+        f"Time per inference (Table 6): {command}, then this comparison once more with --tables-only and --bench "
+        f"{command.rpartition(' ')[2]}."
+    )
+
+
+def _latency(entry: Mapping[str, Any]) -> Table:
+    rows = []
+    for row in entry["rows"]:
+        ratio = row["teacher_over_student"]
+        weights = f"its weights ({row['run']})" if row["matched_by"] == "weights" else "its architecture, other weights"
+        rows.append(
+            [
+                Entry(row["label"], below="teacher" if row["role"] == "teacher" else "student"),
+                _million(row["parameters"]),
+                _million(row["macs"]),
+                Entry(row["runtime"]),
+                Entry(f"{row['p50_ms']:.2f}", below="[{:.2f}, {:.2f}]".format(*row["p50_interval_ms"])),
+                Entry(f"{row['p90_ms']:.2f}"),
+                _times_faster(ratio) if ratio else NOTHING,
+                Entry(weights if row["verdict"] == "valid" else f"{weights}; {row['verdict']}"),
+            ]
+        )
+    doubts = [f"{row['subject']} is {row['verdict']}: {reason}." for row in entry["rows"] for reason in row["reasons"]]
+    foreign = entry["of_other_networks"]
+    ratios = [row["teacher_over_student"] for row in entry["rows"] if row["teacher_over_student"]]
+    notes = [
+        f"{entry['device'] or 'unknown processor'}, {_count(entry['threads'], 'thread')}, batch 1, {entry['created']}; "
+        "median with its 95 % interval over the calls of one interleaved run. A distilled student is as fast as the "
+        "same student alone.",
+        *([f"Measured with: {entry['command']}"] if entry["command"] else []),
+        *(["* on different runtimes, so the runtimes are in it too."] if not all(map(_same_runtime, ratios)) else []),
+        *dict.fromkeys(doubts),
+        *([f"In the file, but no network of this comparison: {', '.join(foreign)}."] if foreign else []),
+    ]
+    sizes = sorted({row["size"] for row in entry["rows"]})
+    macs = f"MACs at {', '.join(map(str, sizes))} px, M" if sizes else "MACs, M"
+    columns = [
+        "Network",
+        "Parameters, M",
+        macs,
+        "Runtime",
+        "Median, ms",
+        "p90, ms",
+        "Teacher / student",
+        "Measured with",
+    ]
+    return Table("Time per inference (Table 6)", columns, rows, notes, frozenset({0, 3, 7}))
+
+
+def _times_faster(ratio: Mapping[str, Any]) -> Entry:
+    low, high = ratio["latency"]["interval"]
+    mark = "" if _same_runtime(ratio) else " *"
+    return Entry(f"{ratio['latency']['ratio']:.1f}x{mark}", below=f"[{low:.1f}, {high:.1f}]")
+
+
+def _same_runtime(ratio: Mapping[str, Any]) -> bool:
+    return bool(ratio["same_runtime"])
 
 
 def _by_teacher(results: Mapping[str, Any], student: str, metric: str) -> Table:

@@ -179,16 +179,25 @@ def _coloured(images: Tensor, views: Views) -> Tensor:
         torch.from_numpy(factor.astype(np.float32)).to(images.device).view(-1, 1)
         for factor in (s * c * b, (1 - s) * c * b, (1 - c) * b)
     )
-    weights = torch.tensor(GREY, device=images.device)
+    weights, height = torch.tensor(GREY, device=images.device), images.shape[-2]
     group = max(1, COLOUR_GROUP // images[0].numel())
     for start in range(0, len(images), group):
         part = slice(start, start + group)
         values = images[part].flatten(2).float()
         greys = weights @ values
-        offset = mean[part] * greys.mean(1, keepdim=True) + 0.5
+        offset = mean[part] * _mean_grey(values.unflatten(2, (height, -1)), weights) + 0.5
         values.mul_(own[part, :, None]).add_(greys.mul_(grey[part]).add_(offset).unsqueeze(1)).clamp_(0.0, 255.0)
         _into_bytes(images[part].flatten(2), values)
     return images
+
+
+def _mean_grey(levels: Tensor, weights: Tensor) -> Tensor:
+    """float32 (B, 1) of float32 (B, 3, H, W) that hold whole numbers.
+
+    Sums of whole numbers have no rounding, so that nothing depends on how PyTorch divides a sum over its threads.
+    """
+    totals = levels.sum(-1).sum(-1, dtype=torch.float64)
+    return ((totals * weights).sum(1, keepdim=True) / levels[0, 0].numel()).float()
 
 
 def _into_bytes(target: Tensor, values: Tensor) -> None:

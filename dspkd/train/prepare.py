@@ -12,7 +12,7 @@ import numpy as np
 from dspkd.cleaning import Cleaning
 from dspkd.config import DataConfig, RunConfig
 from dspkd.data.fingerprints import Progress, duplicate_images
-from dspkd.data.pixels import cached_pixels, largest_square
+from dspkd.data.pixels import cached_pixels, largest_square, pixel_cache
 from dspkd.data.sources import Table, read_table
 from dspkd.data.split import PARTS, Split, indices, known_images, load_split, make_split, read_split
 from dspkd.errors import DataError
@@ -74,6 +74,11 @@ class PreparedData:
     def training_preprocess(self, preprocess: Preprocess) -> Preprocess:
         """How training pixels are made: as those that judge, but of `training_side`."""
         return preprocess.model_copy(update={"size": self.training_side(preprocess.size)})
+
+    def training_file(self, preprocess: Preprocess) -> Path:
+        """Where `training_pixels` lie."""
+        wanted = self.training_preprocess(preprocess)
+        return pixel_cache(self.table, wanted, for_training=True, cache_dir=self.cache_dir).path
 
     def decode(self, preprocess: Preprocess, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
         """Everything that a run with this preprocessing reads, once for all runs: `training_pixels` and the pixels that

@@ -16,9 +16,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from dspkd.fileio import atomic_file
+from dspkd.fileio import atomic_file, write_at
 
 __all__ = ["RowStore"]
 
@@ -73,15 +73,18 @@ class RowStore:
         before = self._valid(block, os.pread(file, size, self._place(block)), stored)
         content = np.zeros((size // self.row_bytes, self.row_bytes), np.uint8) if before is None else before.copy()
         content[rows - first] = data
-        _write_all(file, content.tobytes(), self._place(block))
-        _write_all(file, self._sum(block, content.tobytes()).to_bytes(4, "little"), 4 * block)
+        write_at(file, content.tobytes(), self._place(block))
+        write_at(file, self._sum(block, content.tobytes()).to_bytes(4, "little"), 4 * block)
 
     def _whole_block(self, block: int) -> np.ndarray | None:
         content = self._block_in_map(block)
         if content is None and self._sum_in_map(block):
             # Perhaps it was being written just now.
-            with self._lock:
-                content = self._block_in_map(block)
+            try:
+                with self._lock:
+                    content = self._block_in_map(block)
+            except Timeout:
+                return None
             if content is None:
                 self.damaged.add(block)
         return content
@@ -127,9 +130,3 @@ class RowStore:
             self._map = None
             with atomic_file(self.path) as temporary:
                 os.truncate(temporary, self.file_bytes)
-
-
-def _write_all(file: int, content: bytes, place: int) -> None:
-    while content:
-        written = os.pwrite(file, content, place)
-        content, place = content[written:], place + written

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,50 +13,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from dspkd.config import RunConfig, StageConfig, load_toml, parse_run_config, to_toml
-from dspkd.data.pixels import pixel_cache
+from dspkd.config import RunConfig, StageConfig, to_toml
 from dspkd.data.rand_augment import rare_classes
 from dspkd.data.split import save_split
 from dspkd.data.views import TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
-from dspkd.errors import CheckpointError, DspkdError, OutputError
-from dspkd.fileio import canonical_json, ensure_dir, remove_leftovers, sha256_bytes, write_text
+from dspkd.errors import DspkdError, OutputError
+from dspkd.fileio import ensure_dir, remove_leftovers, write_text
 from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
 from dspkd.models.shared_norms import share_batch_statistics
 from dspkd.preprocess import Preprocess
 from dspkd.student import Student, StudentCard, is_student_dir, load_student, save_student
 from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
-from dspkd.train.draws import Draws, most_draws
+from dspkd.train.draws import Draws
+from dspkd.train.epoch import train_epoch
 from dspkd.train.metrics import summarise
 from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data, run_cleaning
 from dspkd.train.processes import check_divisible, gathered, is_first_process, make_fabric, process_count, rank
 from dspkd.train.reporter import Reporter
-from dspkd.train.schedule import learning_rate
+from dspkd.train.stored_config import CONFIG_FILE, check_same_config, fingerprint, other_config
 from dspkd.train.task import StageTask, method_context, predict_probabilities
-from dspkd.train.teacher_answers import TeacherAnswers
-from dspkd.train.teacher_cache import Slots, TeacherCache, cache_identity
+from dspkd.train.teacher_answers import TeacherAnswers, answers_of_stage
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["read_run_config", "run"]
+__all__ = ["run"]
 
-CONFIG_FILE = "config.toml"
 LAST, BEST = Path("checkpoints/last.pt"), Path("checkpoints/best.pt")
-# What may change between a kill and its resume without changing the result.
-_NOT_PART_OF_THE_RESULT = {
-    "out": ...,
-    "device": ...,
-    "data": {"workers": ..., "cache_dir": ...},
-    "teacher_cache": ...,
-}
-
-
-def read_run_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration stored with a run."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} holds no run: {CONFIG_FILE} is missing", hint="check --out")
-    return load_toml(folder / CONFIG_FILE)
 
 
 def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Student:
@@ -78,7 +60,7 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
             raise OutputError(
                 f"{out} already holds a run", hint="add --resume to go on with it, or choose another --out"
             )
-        _check_same_config(config)
+        check_same_config(config)
     if is_student_dir(out) and resume:
         reporter.message(f"{out} is already finished")
         return load_student(out)
@@ -101,30 +83,6 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _fingerprint(config: RunConfig) -> str:
-    """Hash of everything that decides the result."""
-    values = config.model_dump(mode="json", exclude=_NOT_PART_OF_THE_RESULT)  # type: ignore[arg-type]
-    if config.teacher_cache.where != "off" and config.teacher_cache.dtype != "float32":
-        values["teacher_cache"] = config.teacher_cache.dtype
-    return sha256_bytes(canonical_json(values))
-
-
-def _check_same_config(config: RunConfig) -> None:
-    """The configuration stored with a run must be the one that is asked for now, however far the run has come."""
-    stored = parse_run_config(load_toml(config.out / CONFIG_FILE), origin=str(config.out / CONFIG_FILE))
-    if _fingerprint(stored) != _fingerprint(config):
-        raise _other_config(config)
-
-
-def _other_config(config: RunConfig) -> CheckpointError:
-    stored, wanted = load_toml(config.out / CONFIG_FILE), config.model_dump(mode="json", exclude_none=True)
-    changed = sorted(key for key in {*stored, *wanted} - {"out", "device"} if stored.get(key) != wanted.get(key))
-    return CheckpointError(
-        f"{config.out} was started with another configuration (differs in: {', '.join(changed) or 'data'})",
-        hint="resume with the same settings, or start anew in another --out",
-    )
 
 
 @dataclass(slots=True)
@@ -173,8 +131,8 @@ class _Run:
     def carry_out(self, resume: bool) -> Student:
         config, out = self.config, self.config.out
         resumed = read_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
-        if resumed is not None and resumed["fingerprint"] != _fingerprint(config):
-            raise _other_config(config)
+        if resumed is not None and resumed["fingerprint"] != fingerprint(config):
+            raise other_config(config)
         for warning in (*self.data.table.remarks, *self.data.split.warnings, *filter(None, [self.data.caution])):
             self.reporter.message(f"warning: {warning}")
         check_divisible(config.batch_size, len(self.data.part("train")))
@@ -283,11 +241,14 @@ class _Run:
         )
         share = config.batch_size // process_count()
         loader = ViewLoader(views, sampler, batch_size=share, workers=config.data.workers)
-        answers = self._teacher_answers(index, task, views, sampler)
+        answers = self._answers(stage, task, views, sampler)
         try:
             for epoch in range(self.position.epoch, stage.epochs):
                 sampler.epoch = sum(s.epochs for s in config.stages[:index]) + epoch
-                record = self._train_epoch(stage, epoch, wrapped, wrapped_optimizer, loader, answers)
+                record = train_epoch(
+                    stage, epoch, wrapped, wrapped_optimizer, loader,
+                    fabric=fabric, reporter=self.reporter, answers=answers,
+                )  # fmt: skip
                 if answers is not None:
                     answers.flush()
                 validation = self._evaluate(model, "val", intervals=False)
@@ -298,11 +259,7 @@ class _Run:
                 answers.flush()
             task.close()
         if answers is not None:
-            counts = np.array([[answers.asked, answers.read, answers.cache.damaged]])
-            asked, read, damaged = gathered(counts).sum(0)
-            self.reporter.message(f"teacher: asked {asked} times, {read} answers read from the cache")
-            if damaged:
-                self.reporter.message(f"warning: {damaged} damaged blocks of the cache were made again")
+            answers.report()
         self.handed_on = {key: value.cpu() for key, value in method.state_dict().items()}
         # The next stage looks at the network on the CPU before it begins.
         model.to("cpu")
@@ -313,55 +270,16 @@ class _Run:
         """
         return self.config.precision != "16-mixed" and self.fabric.device.type in ("cpu", "cuda")
 
-    def _teacher_answers(
-        self, index: int, task: StageTask, views: TrainingViews, sampler: Draws
+    def _answers(
+        self, stage: StageConfig, task: StageTask, views: TrainingViews, draws: Draws
     ) -> TeacherAnswers | None:
         """None where the stage asks its teacher at every step."""
-        settings, stages, name = self.config.teacher_cache, self.config.stages, self.config.stages[index].method
-        if settings.where == "off" or not task.method.needs_teacher or self.teacher is None:
+        if self.config.teacher_cache.where == "off" or self.teacher is None or not task.method.needs_teacher:
             return None
-        if task.method.teacher_reads is None:
-            self.reporter.message(f"{name}: the teacher's answers cannot be stored for this method")
-            return None
-
-        def ask(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-            with self.fabric.autocast():
-                return task.ask_teacher(pixels)
-
-        blank = torch.zeros((1, 3, views.size, views.size), dtype=torch.uint8, device=views.device)
-        shapes = {quantity: tuple(value.shape[1:]) for quantity, value in ask(blank).items()}
-        cache = self._teacher_cache(views, Slots.of(most_draws(sampler)))
-        wanted = min(stages[index].epochs, self.config.augment.views or stages[index].epochs)
-        size = wanted * sum(cache.file_bytes(shape) for shape in shapes.values())
-        size += cache.stored_bytes(without=frozenset(shapes))
-        if size > settings.max_gib * 2**30:
-            self.reporter.message(
-                f"{name}: not cached, the teacher's answers for {wanted} views would take {size / 2**30:.1f} GiB "
-                f"(teacher_cache.max_gib is {settings.max_gib:g}; --views N takes fewer)"
-            )
-            return None
-        augment = self.config.augment
-        return TeacherAnswers(
-            cache, ask, shapes, self.reporter, whole_batches=augment.views is None and augment.seed is None
-        )
-
-    def _teacher_cache(self, views: TrainingViews, slots: Slots) -> TeacherCache:
-        config = self.config
-        assert self.teacher is not None
-        pixels = pixel_cache(
-            self.data.table,
-            self.data.training_preprocess(self.preprocess),
-            for_training=True,
-            cache_dir=self.data.cache_dir,
-        )
-        dtype = config.teacher_cache.dtype
-        identity = cache_identity(
-            views, self.teacher, slots, pixels=pixels.path.stem, dtype=dtype, precision=config.precision
-        )
-        folder = Path(config.teacher_cache.where)
-        if config.teacher_cache.where == "auto":
-            folder = pixels.path.parent / f"teacher-{sha256_bytes(canonical_json(identity))[:20]}"
-        return TeacherCache(folder, identity, slots, dtype=dtype)
+        return answers_of_stage(
+            self.config, stage, task, self.teacher, views, draws,
+            pixels=self.data.training_file(self.preprocess), fabric=self.fabric, reporter=self.reporter,
+        )  # fmt: skip
 
     def _class_shares(self) -> tuple[float, ...]:
         """How often `BalancedSampler` draws each class."""
@@ -369,58 +287,6 @@ class _Run:
         counts = np.bincount(labels, minlength=len(self.classes))
         weights = np.where(counts > 0, counts ** (1.0 - self.config.data.balance), 0.0)
         return tuple(float(share) for share in weights / weights.sum())
-
-    def _train_epoch(
-        self,
-        stage: StageConfig,
-        epoch: int,
-        task: Any,
-        optimizer: Any,
-        loader: ViewLoader,
-        answers: TeacherAnswers | None,
-    ) -> dict[str, Any]:
-        task.train()
-        totals: dict[str, torch.Tensor] = {}
-        steps, seen, started = len(loader), 0, time.perf_counter()
-        rate = 0.0
-        for step, batch in enumerate(loader):
-            rate = learning_rate(epoch * steps + step, steps, stage.epochs, stage.optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            known = answers.of(batch) if answers is not None else None
-            losses = task(batch.pixels, batch.labels, (epoch * steps + step) / (stage.epochs * steps), known)
-            self.fabric.backward(losses["loss"])
-            if stage.optimizer.gradient_clip is not None:
-                # A check here would wait for the device; the loss tells of it too.
-                self.fabric.clip_gradients(
-                    task, optimizer, max_norm=stage.optimizer.gradient_clip, error_if_nonfinite=False
-                )
-            optimizer.step()
-            for name, value in losses.items():
-                totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-            seen += len(batch.labels) * process_count()
-            # Reading a loss waits for the device, so it is not done at every step.
-            if step % 10 == 9 or step == steps - 1:
-                values = {name: value / (step + 1) for name, value in self._over_the_batch(totals).items()}
-                if not math.isfinite(values["loss"]):
-                    raise DspkdError(
-                        f"the loss of stage {stage.method} became {values['loss']} in epoch {epoch + 1}",
-                        hint="lower the learning rate with --lr, or set gradient_clip",
-                    )
-                speed = {"images/s": seen / (time.perf_counter() - started)}
-                self.reporter.step(stage.method, epoch + 1, stage.epochs, step + 1, steps, {**values, **speed})
-        return {
-            "train_loss": values["loss"],
-            "terms": {name: value for name, value in values.items() if name != "loss"},
-            "lr": rate,
-            "images_per_s": seen / (time.perf_counter() - started),
-        }
-
-    def _over_the_batch(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Means over the processes: all have the same number of images."""
-        own = np.array([[float(total) for total in totals.values()]])
-        return dict(zip(totals, gathered(own).mean(0).tolist(), strict=True))
 
     def _evaluate(self, model: nn.Module, part: str, *, intervals: bool) -> dict[str, Any]:
         positions = self.data.part(part)
@@ -489,7 +355,7 @@ class _Run:
                         "best_epoch": position.best_epoch,
                     }
                 ),
-                "fingerprint": _fingerprint(self.config),
+                "fingerprint": fingerprint(self.config),
             },
         )
         # Rewritten whole from the history in the checkpoint, so that a resume never leaves a line twice.

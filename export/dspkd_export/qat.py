@@ -32,8 +32,8 @@ from dspkd.train.checkpoint import read_checkpoint, write_checkpoint
 from dspkd.train.metrics import summarise
 from dspkd.train.prepare import SPLIT_FILE, PreparedData, prepare_data
 from dspkd.train.reporter import Reporter
-from dspkd.train.run import CONFIG_FILE
 from dspkd.train.schedule import learning_rate
+from dspkd.train.stored_config import CONFIG_FILE
 from dspkd.train.task import Normalise
 from dspkd_export.deploy_module import deploy_module
 from dspkd_export.quantised_graph import QUANTISER, fake_quantised, load_graph_state, observe_ranges

@@ -125,7 +125,7 @@ def test_two_at_once_carry_out_each_cell_once(plan):
 
 def test_a_cell_that_another_holds_is_waited_for_and_taken_over_when_it_lets_go(plan):
     held = plan.cells[1]
-    holder = execution._lock(held.recipe.with_suffix(".lock"))
+    holder = execution._lock(held.lock)
     assert holder.__enter__() is not None
     said, started = [], Started()
 
@@ -176,6 +176,32 @@ def test_a_run_of_another_recipe_is_not_taken_for_the_cell(plan, tmp_path):
     failed = carry_out(longer, Reporter(), start=started)
     assert set(failed) == {cell.name for cell in longer.cells if cell.method}
     assert started.cells == []
+
+
+def test_recipes_of_other_settings_leave_those_of_a_running_comparison_alone(plan, tmp_path):
+    before = {cell.recipe: cell.recipe.read_bytes() for cell in plan.cells}
+    longer = plan_of({**comparison_values(tmp_path), "epochs": 4}, tmp_path / "out")
+    write_recipes(longer)
+    assert {path: path.read_bytes() for path in before} == before
+    for cell, other in zip(plan.cells, longer.cells, strict=True):
+        assert (cell.name, cell.lock, cell.config.out) == (other.name, other.lock, other.config.out)
+        assert (cell.recipe == other.recipe) == (cell.config == other.config)
+
+
+def test_a_run_that_came_out_with_other_settings_has_failed(plan, tmp_path):
+    """As when its recipe was changed before its process read it."""
+    longer = plan_of({**comparison_values(tmp_path), "epochs": 4}, tmp_path / "out")
+    wrong = "alone-small-seed0"
+
+    def start(cell, lock, log):
+        log.write_text("")
+        fake_run(next(other for other in longer.cells if other.name == wrong) if cell.name == wrong else cell, 0.6)
+        return 0
+
+    failed = carry_out(plan, Reporter(), start=start)
+    assert [*failed] == [wrong]
+    assert "made with other settings than the file has now (stages)" in failed[wrong]
+    assert read_failures(plan) == failed
 
 
 def test_a_folder_may_be_moved(plan, tmp_path):

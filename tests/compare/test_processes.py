@@ -64,6 +64,28 @@ def test_the_commands_of_a_dry_run_make_the_comparison(file, tmp_path, monkeypat
     assert results["networks"][1]["parameters"] == pytest.approx(345_000, rel=0.02)
     assert (out / "tables.md").is_file()
     assert "DSP-KD" not in (out / "tables.md").read_text()
+    quickly = ["--seconds", "0.01", "--min-rounds", "5", "--no-memory"]
+    assert call(monkeypatch, *shlex.split(results["bench_command"])[1:], *quickly) == 0
+    capsys.readouterr()
+    bench = ["--bench", out / "bench.json"]
+    assert call(monkeypatch, "compare", file, "--out", out, "--tables-only", "--json", *bench) == 0
+    ((teacher, student),) = (entry["rows"] for entry in json.loads(capsys.readouterr().out)["latency"])
+    assert (teacher["role"], teacher["matched_by"]) == ("teacher", "weights")
+    assert (student["run"], student["matched_by"]) == ("alone-small-seed0", "weights")
+    low, high = student["p50_interval_ms"]
+    assert 0 < low <= student["p50_ms"] <= high
+    assert "(Table 6)" in (out / "tables.md").read_text()
+    (out / "bench.json").write_text("{}")
+    assert call(monkeypatch, "compare", file, "--out", out, "--tables-only", *bench) == 1
+    assert "bench.json holds no results of a bench" in capsys.readouterr().err
+
+
+def test_a_dry_run_with_other_settings_changes_nothing_that_a_running_comparison_reads(file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert call(monkeypatch, "compare", file, "--out", out, "--dry-run") == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert call(monkeypatch, "compare", file, "--out", out, "--dry-run", "--set", "epochs=3") == 0
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_usage_errors(tiny_data, tmp_path, monkeypatch, capsys):
@@ -129,3 +151,18 @@ def test_a_failing_cell_is_named_in_the_end(tiny_data, tiny_teacher, tmp_path, m
     assert "1 of 2 cells failed: norm_kd-big-small-seed0: exit code 1: the loss of stage norm_kd became" in printed.err
     assert "the loss of stage norm_kd became" in (out / "tables.md").read_text()
     assert "alone" in (out / "tables.md").read_text()
+
+
+def test_where_every_student_fails_the_reason_is_told(tiny_data, tmp_path, monkeypatch, capsys):
+    def failing(cell, lock, log):
+        log.write_text(f"dspkd: error: {cell.name} is out of luck\n")
+        return 1
+
+    monkeypatch.setattr(execution, "run_process", failing)
+    values = comparison_values(tiny_data, seeds=[0])
+    out = tmp_path / "out"
+    assert call(monkeypatch, "compare", write_file(tmp_path / "file.toml", values), "--out", out, "--json") == 1
+    printed = capsys.readouterr()
+    assert "4 of 4 cells failed: teacher-big: exit code 1: teacher-big is out of luck" in printed.err
+    assert f"logs lie in {out / 'logs'}" in printed.err
+    assert printed.out == ""

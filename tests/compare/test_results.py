@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from dspkd.compare.execution import write_recipes
 from dspkd.compare.output import comparison_csv, comparison_markdown, runs_csv, write_tables
-from dspkd.compare.results import collect
+from dspkd.compare.results import AGAIN, collect
 from dspkd.compare.tables import comparison_tables, summary_tables
 from dspkd.errors import DataError
 from dspkd.train.metrics import lesion_draws
@@ -172,14 +172,14 @@ def test_what_is_missing_is_named_and_left_out(tmp_path):
     finish_all(plan, SKILLS)
     (plan.cell("norm_kd", "small", "big", 1).config.out / "predictions-test.csv").unlink()
     (plan.cell("dsp_kd", "small", "big", 0).config.out / "student.json").unlink()
-    record = plan.cell("dsp_kd", "small", "big", 0).recipe.with_suffix(".failed.json")
+    record = plan.cell("dsp_kd", "small", "big", 0).failure_record
     record.write_text(json.dumps({"error": "exit code 1: out of luck", "at": 0}))
     for name in (0, 1):
         (plan.cell("long", "small", "big", name).config.out / "student.json").unlink()
     results = collect(plan).results
     reasons = {entry["run"]: entry["reason"] for entry in results["missing"]}
     assert reasons == {
-        "norm_kd-big-small-seed1": "its predictions are missing (predictions-test.csv)",
+        "norm_kd-big-small-seed1": f"its predictions are missing (predictions-test.csv); {AGAIN}",
         "dsp_kd-big-small-seed0": "exit code 1: out of luck",
         "long-small-seed0": "not finished",
         "long-small-seed1": "not finished",
@@ -211,33 +211,100 @@ def test_students_alone_make_table_1(tmp_path):
     assert "Table 2" not in text
 
 
-def test_runs_on_different_splits_are_refused(plan):
-    fake_run(plan.cells[-1], 0.6, split_sha256="another")
-    with pytest.raises(DataError, match="different splits"):
-        collect(plan)
+def left_out(plan):
+    """Why runs are not in the tables, which are whole without them."""
+    results = collect(plan).results
+    comparison_markdown(results)
+    reasons = {entry["run"]: entry["reason"] for entry in results["missing"]}
+    assert {run["run"] for run in results["runs"]} == {cell.name for cell in plan.cells} - {*reasons}
+    return reasons
 
 
-def test_students_of_another_teacher_are_refused(plan):
+def cut_predictions(folder):
+    path = folder / "predictions-test.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+
+
+def cut_last_row(folder):
+    path = folder / "predictions-test.csv"
+    path.write_text(path.read_text()[:-8])
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def cut_history(folder):
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+
+
+DAMAGES = {
+    "no config": (lambda folder: (folder / "config.toml").unlink(), "config.toml does not exist"),
+    "broken config": (write("config.toml", "stages = ["), "config.toml cannot be read"),
+    "config of an older dspkd": (write("config.toml", "network = 'small'"), "config.toml: model: Field required"),
+    "cut history": (cut_history, r"metrics.jsonl: line \d is no JSON, so the file was cut"),
+    "no bytes": (write("predictions-test.csv", ""), "predictions-test.csv holds no predictions"),
+    "no rows": (write("predictions-test.csv", "image,lesion,label,predicted\n"), "holds no predictions"),
+    "cut row": (cut_last_row, "predictions-test.csv: row 300 is no image with a label"),
+    "fewer rows": (cut_predictions, "other images than the other runs"),
+    "broken card": (write("student.json", "{"), "student.json cannot be read as JSON"),
+}
+
+
+@pytest.mark.parametrize("position", [0, -1])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_left_out_and_named(plan, damage, position):
+    """Also the first one, by which the others must not be judged."""
+    cell = plan.cells[position]
+    break_it, said = DAMAGES[damage]
+    break_it(cell.config.out)
+    reasons = left_out(plan)
+    assert [*reasons] == [cell.name]
+    assert re.search(said, reasons[cell.name])
+    assert "make it again" in reasons[cell.name]
+    assert str(plan.out) not in reasons[cell.name]
+
+
+def test_a_damaged_given_teacher_costs_the_gap_alone(plan, tmp_path):
+    folder = plan.cells[0].config.out
+    values = values_with_controls(tmp_path, teachers={"big": {"run": str(folder)}})
+    (folder / "metrics.jsonl").write_text('{"stage": ')
+    given = plan_of(values, tmp_path / "out")
+    results = collect(given).results
+    (entry,) = results["missing"]
+    assert entry["run"] == "teacher big"
+    assert "metrics.jsonl: line 1" in entry["reason"]
+    assert all(r["gap_closed"] is None for r in results["pairs"][0]["rows"])
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_run_on_another_split_is_left_out(plan, position):
+    fake_run(plan.cells[position], 0.6, split_sha256="another")
+    ((name, reason),) = left_out(plan).items()
+    assert name == plan.cells[position].name
+    assert "another split than the other runs" in reason
+
+
+def test_students_of_another_teacher_are_left_out(plan):
     from dspkd.fileio import read_sealed_json, write_sealed_json
 
     card = plan.cells[0].config.out / "student.json"
     value = read_sealed_json(card, kind="student", schema_version=2)
     write_sealed_json(card, {**value, "weights_sha256": "fitted again"})
-    with pytest.raises(DataError, match="other weights than teacher big"):
-        collect(plan)
-
-
-def test_predictions_of_other_images_are_refused(plan):
-    path = plan.cells[-1].config.out / "predictions-test.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-2]) + "\n")
-    with pytest.raises(DataError, match="other images"):
-        collect(plan)
+    reasons = left_out(plan)
+    assert set(reasons) == {cell.name for cell in plan.cells if cell.method in ("norm_kd", "dsp_kd")}
+    assert all("other weights than teacher big" in reason for reason in reasons.values())
 
 
 def test_nothing_finished_is_said(tmp_path):
     plan = plan_of(comparison_values(tmp_path), tmp_path / "out")
     with pytest.raises(DataError, match="no student is finished"):
+        collect(plan)
+    write_recipes(plan)
+    record = plan.cells[0].failure_record
+    record.write_text(json.dumps({"error": "exit code 1: out of luck", "at": 0}))
+    with pytest.raises(DataError, match=r"no student is finished.*\(teacher-big: exit code 1: out of luck\)"):
         collect(plan)
 
 

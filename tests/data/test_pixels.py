@@ -183,15 +183,17 @@ def test_two_processes_share_the_work(folders, cache):
         assert tuple(row[8, 8]) == Image.open(sample.path).getpixel((0, 0))
 
 
-@pytest.mark.parametrize("damage", ["shorter pixels", "shorter marks", "no pixels"])
+@pytest.mark.parametrize("damage", ["shorter pixels", "shorter marks", "no pixels", "shorter pixels, no marks"])
 def test_a_damaged_cache_is_refused(table, cache, damage):
     cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     (path,) = cache.glob("*.npy")
     if damage == "no pixels":
         path.unlink()
     else:
-        victim = path if damage == "shorter pixels" else path.with_suffix(".done")
+        victim = path.with_suffix(".done") if damage == "shorter marks" else path
         victim.write_bytes(victim.read_bytes()[:-1])
+    if damage.endswith("no marks"):
+        path.with_suffix(".done").unlink()
     with pytest.raises(DataError, match=r"pixel cache .* is damaged"):
         cached_pixels(table, Preprocess(size=16), cache_dir=cache)
 
@@ -204,6 +206,39 @@ def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert not list(cache.glob("*.npy"))
+
+
+def test_a_disk_that_fills_up_while_decoding_is_one_sentence(table, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "pwrite", full)
+    with pytest.raises(OutputError, match="No space left"):
+        cached_pixels(table, Preprocess(size=16), cache_dir=cache)
+    monkeypatch.undo()
+    assert cached_pixels(table, Preprocess(size=16), cache_dir=cache).any(axis=(1, 2, 3)).all()
+
+
+def test_pixels_that_did_not_reach_the_disk_are_an_error_and_made_again(table, cache, monkeypatch):
+    """The system may say so only when it is asked to write for good, here in the first of several blocks."""
+    calls, real = [], os.fsync
+
+    def fails_once(file):
+        calls.append(file)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(file)
+
+    cache_of_two = pixel_cache(table, Preprocess(size=16), cache_dir=cache)
+    cached_pixels(table, Preprocess(size=16), positions=[0], cache_dir=cache)
+    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(module.os, "fsync", fails_once)
+    with pytest.raises(OutputError, match="Input/output error"):
+        cached_pixels(table, Preprocess(size=16), cache_dir=cache)
+    monkeypatch.undo()
+    assert 1 in cache_of_two.missing(np.arange(len(table)))
+    cached_pixels(table, Preprocess(size=16), cache_dir=cache)
+    assert not len(cache_of_two.missing(np.arange(len(table))))
 
 
 def test_large_jpegs_for_training_are_decoded_smaller(tmp_path, cache):

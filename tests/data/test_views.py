@@ -69,6 +69,21 @@ def test_a_view_does_not_depend_on_its_batch(pixels):
         assert torch.equal(image, one(pixels, position, view))
 
 
+def test_a_view_does_not_depend_on_the_number_of_threads():
+    """PyTorch divides sums of more than 32,768 numbers over its threads."""
+    sources = np.random.default_rng(3).integers(0, 256, (8, 240, 240, 3), dtype=np.uint8)
+    large = TrainingViews(sources, np.zeros(8, np.int64), [str(i) for i in range(8)], 224, 0, AugmentConfig())
+    keys = [(i, view) for i in range(8) for view in range(4)]
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            made.append(large.batch(keys).pixels)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def test_torchs_global_generator_has_no_part_in_it(pixels):
     config = AugmentConfig(rand_augment="all")
     torch.manual_seed(1)

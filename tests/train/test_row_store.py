@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 
-from dspkd.train import row_store
 from dspkd.train.row_store import RowStore
 
 ROWS, ROW_BYTES = 1000, 24
@@ -90,7 +89,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_wrong_row(tmp_path, monkeypatch):
         real(file, data[: len(data) // 2], place)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(row_store.os, "pwrite", fills_up)
+    monkeypatch.setattr(os, "pwrite", fills_up)
     with pytest.raises(OSError, match="No space"):
         put(open_store(tmp_path), np.arange(ROWS))
     monkeypatch.undo()
@@ -99,7 +98,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_wrong_row(tmp_path, monkeypatch):
 
 def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
     real = os.pwrite
-    monkeypatch.setattr(row_store.os, "pwrite", lambda file, data, place: real(file, data[:100], place))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: real(file, data[:100], place))
     put(open_store(tmp_path), np.arange(ROWS))
     assert check(open_store(tmp_path)) == ROWS
 

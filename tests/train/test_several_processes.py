@@ -153,6 +153,13 @@ def test_a_killed_process_ends_the_other_by_name_and_one_process_goes_on(place):
     check_same_result(place, "killed")
 
 
+def test_torchrun_names_the_error_that_ended_the_run(place):
+    command = [*place.command("uneven"), "--batch-size", "9"]
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=200)
+    _, _, cause = ended.stderr.partition("Root Cause")
+    assert "batch_size 9 cannot be divided among 2 processes" in cause
+
+
 @pytest.fixture
 def two_of_them(monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "test"), ("WORLD_SIZE", "2"), ("RANK", "1")):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from dspkd.distill import METHODS, Method
 from dspkd.distill.base import HF_ATTENTION, LOGITS
 from dspkd.errors import DataError, VerificationError
 from dspkd.student import load_student
-from dspkd.train import row_store
 from dspkd.train.reporter import Reporter
 from dspkd.train.run import run
 from dspkd.train.teacher_cache import Slots, TeacherCache
@@ -226,7 +226,7 @@ def test_a_full_disk_does_not_end_the_run(filled, distil, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(row_store.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     assert same(distil("run"), filled[1])
     warnings = [text for text in distil.heard.messages if "No space left" in text]
     assert len(warnings) == 2, "one for each stage"
