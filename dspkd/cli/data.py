@@ -83,14 +83,15 @@ def _show(found: Audit) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     counts = found.counts()
-    columns = list(next(iter(counts.values())))
     say(f"{found.table.root}: {found.table.layout}, {len(found.table)} images")
-    table = Table("class")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in counts.items():
-        table.add_row(Text(name), *(str(row[column]) for column in columns))
-    console.print(table)
+    if counts:
+        columns = list(next(iter(counts.values())))
+        table = Table("class")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, row in counts.items():
+            table.add_row(Text(name), *(str(row[column]) for column in columns))
+        console.print(table)
     if found.sizes and found.sizes["most_common"]:
         common = ", ".join(f"{w} x {h} ({e['images']})" for e in found.sizes["most_common"] for w, h in [e["size"]])
         say(f"sizes: {common}")

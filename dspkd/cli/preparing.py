@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -12,11 +12,18 @@ from dspkd.cli.common import print_json, reporting, say
 from dspkd.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from dspkd.cleaning import Cleaning
+    from dspkd.config import DataConfig
+
+    Model = TypeVar("Model", bound=BaseModel)
 
 __all__ = ["prepare"]
 
 DEFAULT_MODELS = ["shufflenet_v2_x1_0"]
+# Keys under `data` that this command has a flag for, or that decide what is drawn and not what is decoded.
+NOT_DECODING = ("root", "split", "balance", "workers")
 
 
 def prepare(
@@ -29,7 +36,10 @@ def prepare(
         None, "--split", help="A stored split.json. Without it the one that train makes without it."
     ),
     set_: list[str] = typer.Option(
-        [], "--set", help="What runs will set under `preprocess`, e.g. preprocess.hair_removal=true. Repeatable."
+        [],
+        "--set",
+        help="What runs will set of the split or under `preprocess`: data.folds=5, preprocess.hair_removal=true. "
+        "Repeatable.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, and nothing else, on stdout."),
 ) -> None:
@@ -40,13 +50,12 @@ def prepare(
     pixels, from which views are cut, and large JPEGs among them are decoded at a reduced size. Writes into $DSPKD_CACHE
     or the user's cache folder. May be interrupted and given again.
     """
-    from dspkd.config import DataConfig
     from dspkd.data.pixels import default_cache_dir, pixel_cache
     from dspkd.models import pretrained_preprocess
     from dspkd.preprocess import Preprocess
     from dspkd.train.prepare import prepare_data
 
-    config, cleaning = DataConfig(root=data, split=split), _cleaning(set_)
+    config, cleaning = _settings(data, split, set_)
     started = time.perf_counter()
     interpolations = sorted({pretrained_preprocess(name, size).interpolation for name in model})
     forms = [Preprocess(size=size, interpolation=interpolation, cleaning=cleaning) for interpolation in interpolations]
@@ -80,18 +89,30 @@ def prepare(
     say(f"{learned}, {judged} to judge on at {size} px: {place}")
 
 
-def _cleaning(overrides: list[str]) -> Cleaning:
-    from pydantic import ValidationError
-
+def _settings(root: Path, split: Path | None, overrides: list[str]) -> tuple[DataConfig, Cleaning]:
     from dspkd.cleaning import Cleaning
-    from dspkd.config import apply_overrides
+    from dspkd.config import DataConfig, apply_overrides
 
     values = apply_overrides({}, overrides)
-    if foreign := sorted(set(values) - {"preprocess"}):
-        raise UsageError(f"--set {foreign[0]} has no say in how pictures are decoded", hint="preprocess.KEY=VALUE")
+    data = values.get("data", {})
+    foreign = [key for key in values if key not in ("data", "preprocess")]
+    foreign += [f"data.{key}" for key in data if key in NOT_DECODING] if isinstance(data, dict) else []
+    if foreign:
+        raise UsageError(
+            f"--set {foreign[0]} has no say in which pictures are decoded, and how",
+            hint="preprocess.KEY=VALUE, or the keys under data that decide the split; --split for a stored one",
+        )
+    given = {"root": root, "split": split}
+    config = _validated(DataConfig, "data", {**data, **given} if isinstance(data, dict) else data)
+    return config, _validated(Cleaning, "preprocess", values.get("preprocess", {}))
+
+
+def _validated(model: type[Model], table: str, values: object) -> Model:
+    from pydantic import ValidationError
+
     try:
-        return Cleaning.model_validate(values.get("preprocess", {}))
+        return model.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(["preprocess", *map(str, fault["loc"])])
+        key = ".".join([table, *map(str, fault["loc"])])
         raise ConfigError(f"--set: {key}: {fault['msg']} (got {fault.get('input')!r})") from error

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from dspkd.student import Student
 
 DATA = typer.Option(
-    None, "--data", help="Images: ISIC2019 layout (GroundTruth.csv, metadata.csv, images/) or class folders."
+    None,
+    "--data",
+    help="Labelled images: ISIC 2019, HAM10000 or class folders, a CSV with image,label, or a MedMNIST .npz.",
 )
 SPLIT = typer.Option(None, "--split", help="A stored split.json to reuse.")
 SIZE = typer.Option(None, "--size", help="Side of the network's input in pixels. [default: 224]", min=32)
@@ -24,7 +26,7 @@ SEED = typer.Option(None, "--seed", help="Seed of weights, order and augmentatio
 DEVICE = typer.Option(None, "--device", help="auto, cpu, cuda or mps. [default: auto]")
 PRECISION = typer.Option(None, "--precision", help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")
 WORKERS = typer.Option(
-    None, "--workers", help="Loader processes. The result does not depend on it. [default: 0]", min=0
+    None, "--workers", help="Threads that make views beforehand. The result does not depend on it. [default: 0]", min=0
 )
 WEIGHTS = typer.Option(None, "--weights", help="Initial weights: .safetensors or a plain state dict.")
 PRETRAINED = typer.Option(False, "--pretrained", help="Initial weights from timm or torchvision (needs a network).")

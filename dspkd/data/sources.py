@@ -6,16 +6,19 @@ the value; `dspkd data check` collects them all.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from dspkd.data.download import HOW_TO_DOWNLOAD
 from dspkd.data.formats.class_folders import read_class_folders
 from dspkd.data.formats.ham10000 import find_ham10000, read_ham10000
 from dspkd.data.formats.isic import is_isic, read_isic, read_isic_labels
 from dspkd.data.formats.medmnist import find_medmnist, read_medmnist
 from dspkd.data.formats.plain_csv import find_plain_csv, read_plain_csv
 from dspkd.data.formats.tables import header_of
-from dspkd.data.table import Report, Sample, Table, refuse
+from dspkd.data.table import Fault, Report, Sample, Table, refuse
 from dspkd.errors import DataError
 
 __all__ = ["Sample", "Table", "read_isic_labels", "read_table"]
@@ -28,20 +31,42 @@ def read_table(
 
     `root` is a folder, a CSV or an .npz. With `classes` the labels are expressed in that list, matched by name (a class
     without images is fine). Raises DataError if there is nothing to read, and by default for the first fault; another
-    `report` may collect the faults, and what they concern is left out. Without `need_files` tables are read whose
-    pictures lie elsewhere.
+    `report` may collect the faults, and what they concern is left out: all images, perhaps. Without `need_files` tables
+    are read whose pictures lie elsewhere.
     """
+    errors: list[Fault] = []
+
+    def noting(fault: Fault) -> None:
+        report(fault)
+        if fault.severity == "error":
+            errors.append(fault)
+
     if not root.exists():
-        raise DataError(f"data folder {root} does not exist", hint="check --data")
+        raise DataError(f"data folder {root} does not exist", hint=f"check the path; {HOW_TO_DOWNLOAD}")
     try:
-        table = (_read_folder if root.is_dir() else _read_file)(root, classes, report, need_files)
+        table = (_read_folder if root.is_dir() else _read_file)(root, classes, noting, need_files)
     except OSError as error:
         raise DataError(
             f"{error.filename or root} cannot be read: {error.strerror or error}", hint="mend its permissions"
         ) from error
-    if not table.samples:
-        raise DataError(f"{root} holds no labelled images")
-    return table
+    if not table.samples and not errors:
+        raise DataError(f"{root} holds no labelled images", hint=HOW_TO_DOWNLOAD)
+    return table if classes is not None else _with_similar_classes_said(table, report)
+
+
+def _with_similar_classes_said(table: Table, report: Report) -> Table:
+    """Labels that people wrote: nv and NV are two classes, and hardly ever meant so."""
+    alike: dict[str, list[str]] = {}
+    for name in table.classes:
+        alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    counts, remarks = table.counts(), list(table.remarks)
+    for names in alike.values():
+        if len(names) > 1:
+            named = " and ".join(f"{name} ({counts[name]} images)" for name in names)
+            what = f"classes of {table.root} that differ in upper and lower case alone: {named}"
+            report(Fault("similar-classes", "warning", what, "write them the same way if they are one", tuple(names)))
+            remarks.append(what)
+    return replace(table, remarks=tuple(remarks))
 
 
 def _read_folder(root: Path, classes: Sequence[str] | None, report: Report, need_files: bool) -> Table:

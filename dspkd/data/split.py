@@ -90,6 +90,7 @@ def make_split(
     Raises DataError if there are too few lesions, or if a lesion or duplicate crosses the parts that the data set
     brings.
     """
+    duplicates = tuple(duplicates)
     if protocol == PAPER:
         groups, by_column = tuple(sample.image_id for sample in table.samples), False
     else:
@@ -98,7 +99,7 @@ def make_split(
         by_column = folds is None and any(sample.part for sample in table.samples)
     deal = _Dealing(table, groups, seed)
     if by_column:
-        method, parts = "column", _parts_of_column(table, groups, deal, val, test)
+        method, parts = "column", _parts_of_column(table, groups, duplicates, deal, val, test)
         if not parts["train"]:
             raise DataError(f"{table.root} brings no training part", hint="put `train` into the column split")
     elif folds is not None:
@@ -202,7 +203,7 @@ class _Dealing:
 
 
 def _parts_of_column(
-    table: Table, groups: Sequence[str], deal: _Dealing, val: float, test: float
+    table: Table, groups: Sequence[str], duplicates: Iterable[Sequence[str]], deal: _Dealing, val: float, test: float
 ) -> Mapping[str, list[int]]:
     for sample in table.samples:
         if sample.part is None:
@@ -211,14 +212,7 @@ def _parts_of_column(
                 hint=f"write one of {', '.join(PARTS)} into the column split of every row, or remove the column",
             )
     own = [sample.part for sample in table.samples]
-    crossing = crossing_groups(groups, own)
-    if crossing:
-        lesion, where = next(iter(crossing.items()))
-        raise DataError(
-            f"{table.root}: {len(crossing)} lesions cross the split of its own column, {lesion} "
-            f"({' and '.join(where)}) among them",
-            hint="`dspkd data check` lists them; mend the column, or divide by lesion with --set data.own_split=false",
-        )
+    _refuse_crossing(table, own, duplicates)
     parts = {part: [i for i, p in enumerate(own) if p == part] for part in PARTS}
     if parts["train"] and not parts["val"]:
         lesions = list(dict.fromkeys(groups[i] for i in parts["train"]))
@@ -226,6 +220,32 @@ def _parts_of_column(
         train, held_out = deal(lesions, [1.0 - share, share])
         parts |= {"train": deal.images(train), "val": deal.images(held_out)}
     return parts
+
+
+def _refuse_crossing(table: Table, own: Sequence[str | None], duplicates: Iterable[Sequence[str]]) -> None:
+    crossing = crossing_groups([sample.group for sample in table.samples], own)
+    listed = "`dspkd data check` lists them; "
+    if crossing:
+        lesion, where = next(iter(crossing.items()))
+        raise DataError(
+            f"{table.root}: {len(crossing)} lesions cross the split of its own column, {lesion} "
+            f"({' and '.join(where)}) among them",
+            hint=f"{listed}mend the column, or divide by lesion with --set data.own_split=false",
+        )
+    part_of = {sample.image_id: part for sample, part in zip(table.samples, own, strict=True)}
+    apart = []
+    for images in duplicates:
+        known = [image for image in images if image in part_of]
+        if len({part_of[image] for image in known}) > 1:
+            apart.append(known)
+    if apart:
+        shown = " and ".join(f"{image} ({part_of[image]})" for image in apart[0])
+        raise DataError(
+            f"{table.root}: images that show the same picture are in different parts of the split that it brings, "
+            f"{len(apart)} times, {shown} among them",
+            hint=f"{listed}leave copies out, or divide anew with --set data.own_split=false; to compare with published "
+            "figures on that split: --set data.join_duplicates=false",
+        )
 
 
 def _check_folds(folds: int, fold: int) -> None:

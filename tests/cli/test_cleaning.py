@@ -226,7 +226,7 @@ def test_data_prepare_decodes_what_such_a_run_reads(dspkd, hairy_data, tmp_path,
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("size=3", "--set size has no say in how pictures are decoded"),
+        ("size=3", "--set size has no say in which pictures are decoded"),
         ("preprocess.hair_remval=true", "preprocess.hair_remval"),
         ("preprocess.hair_threshold=0.1", "hair_threshold does nothing without hair_removal"),
     ],

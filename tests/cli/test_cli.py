@@ -11,10 +11,12 @@ import torch
 import typer
 
 from dspkd.cli import app
+from dspkd.data.formats import class_folders, ham10000, isic, medmnist, plain_csv
 from dspkd.data.sources import read_table
 from dspkd.student import load_card
 
 STORED = Path(__file__).with_name("command_line.json")
+LAYOUTS = [layout.LAYOUT for layout in (class_folders, ham10000, isic, medmnist, plain_csv)]
 VERBS = (
     "demo",
     "train",
@@ -71,6 +73,13 @@ def test_help_says_what_a_verb_needs_and_writes(dspkd, verb):
     assert "Writes " in text
     for parameter in commands()[verb].params:
         assert parameter.help or parameter.name == "help", f"{verb} {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("verb", ["train", "distill"])
+def test_help_names_every_layout_of_images_and_what_workers_are(verb):
+    said = {parameter.name: parameter.help for parameter in commands()[verb].params}
+    assert all(layout in said["data"] for layout in LAYOUTS)
+    assert "hreads" in said["workers"] and "rocesses" not in said["workers"]
 
 
 def test_every_verb_is_tested_here():

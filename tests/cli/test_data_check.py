@@ -1,18 +1,21 @@
-"""`dspkd data check`: a clean set passes, and each of twenty kinds of damage is named, alone and among the others."""
+"""`dspkd data check`: a clean set passes, and each kind of damage is named, alone and among the others."""
 
 import csv
 import json
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dspkd.data.download import DOWNLOAD
 from dspkd.data.sources import read_table
 from dspkd.data.split import make_split, save_split
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 CLASSES = ("MEL", "NV", "BCC")
 IMAGES = 60
 
@@ -184,6 +187,12 @@ def quoted_commas(root, split):
     return "quoted-comma", None
 
 
+def semicolons(root, split):
+    path = root / "GroundTruth.csv"
+    path.write_bytes(path.read_bytes().replace(b",", b";"))
+    return "delimiter", None
+
+
 def empty_class(root, split):
     path = root / "GroundTruth.csv"
     header, *rows = path.read_text(encoding="utf-8").splitlines()
@@ -220,6 +229,22 @@ def no_permission(root, split):
     return "no-permission", f"images/{name(28)}.jpg"
 
 
+def metadata_of_other_names(root, split):
+    edit_rows(
+        root / "metadata.csv",
+        lambda row: [[row[0].replace(name(32), f"{name(32)}.jpg"), *row[1:]]],
+    )
+    return "image-without-metadata", name(32)
+
+
+def classes_alike(root, split):
+    path = root / "GroundTruth.csv"
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    rows = [f"{row},0.0" if not row.startswith(name(34)) else f"{name(34)},0.0,0.0,0.0,0.0,1.0" for row in rows]
+    path.write_text("\n".join([header + ",bcc", *rows]) + "\n", encoding="utf-8")
+    return "similar-classes", "bcc"
+
+
 def two_ones(root, split):
     edit_rows(root / "GroundTruth.csv", lambda row: [[name(30), "1.0", "1.0", *row[3:]] if row[0] == name(30) else row])
     return "two-labels", name(30)
@@ -229,11 +254,12 @@ def two_ones(root, split):
 DAMAGES = (
     truncated, zero_bytes, html, one_pixel, strip, bomb, swapped_label, duplicate, rotated_across_the_split,
     missing_file, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, no_permission, two_ones,
-    quoted_commas, empty_class, windows_line_ends, byte_order_mark,
+    metadata_of_other_names, quoted_commas, classes_alike, empty_class, semicolons, windows_line_ends,
+    byte_order_mark,
 )  # fmt: skip
 HARMLESS = {
     swapped_label, duplicate, extra_file, unk, non_ascii_name, case_clash, link_out_of_the_folder, quoted_commas,
-    empty_class, windows_line_ends, byte_order_mark,
+    empty_class, windows_line_ends, byte_order_mark, metadata_of_other_names, classes_alike, semicolons,
 }  # fmt: skip
 
 
@@ -330,6 +356,44 @@ def test_the_parts_that_a_csv_brings(check, tmp_path):
     assert fault["images"] == ["0", "1"]
 
 
+def test_a_table_is_not_blamed_for_what_lies_beside_it(check, tmp_path):
+    rows = [["image", "label"]]
+    for k in range(6):
+        picture(k).save(tmp_path / f"{k}.png")
+        rows.append([f"{k}.png", "AB"[k % 2]])
+    write_csv(tmp_path / "labels.csv", rows)
+    (tmp_path / "thesis").mkdir()
+    for other in ("private.txt", "lösung.doc", "thesis/a.txt", "thesis/A.txt"):
+        (tmp_path / other).write_text("")
+        (tmp_path / other).chmod(0)
+    (tmp_path / "thesis" / "link").symlink_to(tmp_path.parent)
+    code, found = check(tmp_path / "labels.csv")
+    assert (code, found["faults"]) == (0, [])
+    code, found = check(tmp_path)
+    assert code == 0
+    (fault,) = named(found["faults"], "no-permission", "private.txt")
+    assert fault["severity"] == "warning"
+
+
+def test_what_a_table_lists_is_looked_at_wherever_it_lies(check, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "archive").mkdir()
+    rows = [["image", "label"]]
+    for k in range(6):
+        picture(k).save(tmp_path / "archive" / f"bild_ä{k}.png")
+        rows.append([f"../archive/bild_ä{k}.png", "AB"[k % 2]])
+    write_csv(tmp_path / "table" / "labels.csv", rows)
+    picture(9).save(tmp_path / "archive" / "Bild_ä0.png")
+    (tmp_path / "archive" / "bild_ä1.png").chmod(0)
+    code, found = check(tmp_path / "table" / "labels.csv")
+    assert code == 3
+    (closed,) = named(found["faults"], "no-permission", None)
+    assert closed["images"][0].endswith("archive/bild_ä1.png")
+    (clash,) = named(found["faults"], "case-clash", None)
+    assert len(clash["images"]) == 2
+    assert len(named(found["faults"], "non-ascii-name", None)[0]["images"]) == 6
+
+
 def test_an_earlier_contact_sheet_does_not_stay(check, copy, tmp_path):
     shutil.copy(file(copy, 0), file(copy, 1))
     check(copy, "--out", tmp_path / "out")
@@ -343,9 +407,42 @@ def test_nothing_to_check(dspkd, tmp_path):
     code, out, err = dspkd("data", "check", tmp_path / "nowhere")
     assert (code, out) == (1, "")
     assert "nowhere does not exist" in err
+    assert all(line in err for line in DOWNLOAD)
     code, out, err = dspkd("data", "check", tmp_path)
     assert (code, out) == (1, "")
     assert "is no data set" in err
+    assert all(line in err for line in DOWNLOAD)
+
+
+def test_the_readme_tells_the_same_way_to_get_images():
+    assert "\n".join(["```text", *DOWNLOAD, "```"]) in README.read_text(encoding="utf-8")
+
+
+def test_tables_whose_pictures_lie_elsewhere(check, copy, dspkd, tmp_path):
+    """No picture is found, and still everything is said."""
+    (copy / "images").rename(tmp_path / "elsewhere")
+    byte_order_mark(copy, None)
+    code, found = check(copy)
+    assert code == 3
+    (fault,) = named(found["faults"], "missing-file", name(0))
+    assert f"row 2: there is no file for image {name(0)}, and for 59 more, in {copy}" in fault["message"]
+    assert len(fault["images"]) == IMAGES
+    assert named(found["faults"], "byte-order-mark", None)
+    assert found["classes"]["NV"]["images"] == found["images"] == 0
+    code, out, _ = dspkd("data", "check", copy)
+    assert code == 3
+    assert "missing-file" in out
+
+
+def test_a_table_without_a_single_label(check, dspkd, tmp_path):
+    """There is not even a class."""
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1.png", ""], ["2.png", ""]])
+    code, found = check(tmp_path)
+    assert code == 3
+    assert len(named(found["faults"], "no-label", None)) == 2
+    assert found["classes"] == {}
+    code, out, _ = dspkd("data", "check", tmp_path)
+    assert (code, "no-label" in out) == (3, True)
 
 
 def test_a_folder_that_cannot_be_written_to(dspkd, clean, tmp_path):

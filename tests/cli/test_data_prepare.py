@@ -41,6 +41,38 @@ def test_small_pictures_are_not_enlarged_and_are_learned_from(dspkd, tiny_data, 
     assert sorted(path.name.split("-")[1] for path in cache.glob("*.npy")) == ["48", "64"]
 
 
+def test_what_decides_the_split_decides_what_is_decoded(dspkd, tiny_data, cache, tmp_path, monkeypatch):
+    split = ("--set", "data.folds=3", "--set", "data.fold=1")
+    code, out, _ = dspkd("data", "prepare", tiny_data, "--size", "32", *split, "--json")
+    assert code == 0
+    images = json.loads(out)["images"]
+    assert images["judging"] >= 24  # a third to test on, and the validation part; without folds it is 18
+
+    def refuse(path, **_):
+        raise AssertionError(f"{path} is decoded again")
+
+    monkeypatch.setattr(module, "load_rgb", refuse)
+    words = ("--epochs", "1", "--size", "32", "--batch-size", "8", "--out", tmp_path / "run", *split)
+    code, _, err = dspkd("train", "shufflenet_v2_x0_5", "--data", tiny_data, *words)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("key", ["data.workers=2", "data.root=other", "data.balance=0.5", "augment.flips=false"])
+def test_what_has_no_say_in_decoding(dspkd, tiny_data, cache, key):
+    code, out, err = dspkd("data", "prepare", tiny_data, "--size", "32", "--set", key)
+    assert (code, out) == (2, "")
+    assert key.partition("=")[0].removesuffix(".flips") in err and "--split" in err
+
+
+@pytest.mark.parametrize(
+    ("key", "named"), [("data.fold=7", "fold 7 of 1"), ("data.foldz=5", "data.foldz"), ("data=5", "got 5")]
+)
+def test_a_wrong_key_of_the_split(dspkd, tiny_data, cache, key, named):
+    code, out, err = dspkd("data", "prepare", tiny_data, "--size", "32", "--set", key)
+    assert (code, out) == (2, "")
+    assert named in err and "Traceback" not in err
+
+
 def test_it_says_what_it_did(dspkd, tiny_data, cache):
     code, out, _ = dspkd("data", "prepare", tiny_data, "--size", "32", "--model", "shufflenet_v2_x1_0")
     assert code == 0

@@ -37,7 +37,9 @@ def official(root, *, test_rows, weights=True):
         root / "ISIC_2019_Training_GroundTruth.csv",
         [["image", "MEL", "NV", "UNK"], ["a", 1.0, 0.0, 0.0], ["b", 0.0, 1.0, 0.0]],
     )
-    write_csv(root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"]])
+    write_csv(
+        root / "ISIC_2019_Training_Metadata.csv", [["image", "age_approx", "lesion_id"], ["a", 55, "L1"], ["b", 60, ""]]
+    )
     extra = ["score_weight", "validation_weight"] if weights else []
     rows = [[*row, *([1.0, 0.0] if weights else [])] for row in test_rows]
     write_csv(root / "ISIC_2019_Test_GroundTruth.csv", [["image", "MEL", "NV", "UNK", *extra], *rows])
@@ -59,6 +61,45 @@ def test_both_official_tables_are_the_training_and_the_test_part(tmp_path):
     # d is UNK: none of the classes, and that is said where results are.
     assert len(table.remarks) == 1
     assert "1 images" in table.remarks[0] and "UNK" in table.remarks[0]
+
+
+def test_the_usual_download_has_no_labels_of_the_test_part(tmp_path):
+    """Its pictures and its metadata lie there all the same."""
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0]])
+    picture(tmp_path / "ISIC_2019_Test_Input" / "a.jpg", "black")
+    (tmp_path / "ISIC_2019_Test_GroundTruth.csv").unlink()
+    samples = by_id(read_table(tmp_path))
+    assert {i: (s.group, s.part, s.path.parent.name) for i, s in samples.items()} == {
+        "a": ("L1", None, "ISIC_2019_Training_Input"),
+        "b": ("image:b", None, "ISIC_2019_Training_Input"),
+    }
+
+
+def test_the_test_part_alone(tmp_path):
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0], ["d", 1.0, 0.0, 0.0]])
+    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").unlink()
+    samples = by_id(read_table(tmp_path))
+    assert {i: s.path.parent.name for i, s in samples.items()} == dict.fromkeys("cd", "ISIC_2019_Test_Input")
+
+
+def test_one_metadata_table_for_both_parts(tmp_path):
+    official(tmp_path, test_rows=[["c", 0.0, 1.0, 0.0]])
+    for word in ("Training", "Test"):
+        (tmp_path / f"ISIC_2019_{word}_Metadata.csv").unlink()
+    write_csv(tmp_path / "metadata.csv", [["image", "lesion_id"], ["a", "L1"], ["b", "L2"]])
+    table = read_table(tmp_path)
+    assert [s.group for s in table.samples] == ["L1", "L2", "image:c"]
+    assert len(table.remarks) == 1 and "no row for c: 1 images" in table.remarks[0]
+    write_csv(tmp_path / "metadata.csv", [["image", "lesion_id"], ["a", "L1"], ["b", "L2"], ["c", "L3"]])
+    assert read_table(tmp_path).remarks == ()
+
+
+def test_an_official_table_of_labels_beside_folders_and_metadata_of_ones_own(tmp_path):
+    official(tmp_path, test_rows=[])
+    (tmp_path / "ISIC_2019_Test_GroundTruth.csv").unlink()
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").rename(tmp_path / "metadata.csv")
+    (tmp_path / "ISIC_2019_Training_Input").rename(tmp_path / "pictures")
+    assert by_id(read_table(tmp_path))["a"].group == "L1"
 
 
 def test_an_image_in_both_official_tables(tmp_path):
@@ -132,6 +173,16 @@ def test_faults_of_ham10000(ham):
         read_table(ham)
 
 
+def test_the_test_part_of_ham10000_is_not_taken_for_isic_2019(ham):
+    expected = read_table(ham)
+    (ham / "HAM10000_metadata.csv").rename(ham / "ISIC2018_Task3_Test_GroundTruth.csv")
+    assert read_table(ham) == expected
+    write_csv(ham / "HAM10000_metadata.csv", HAM)
+    with pytest.raises(DataError, match=r"several tables with a column dx.*--data .*HAM10000_metadata\.csv"):
+        read_table(ham)
+    assert read_table(ham / "HAM10000_metadata.csv") == expected
+
+
 # A plain CSV.
 def test_a_plain_csv(tmp_path):
     picture(tmp_path / "arm" / "1.png")
@@ -177,6 +228,56 @@ def test_faults_of_a_plain_csv(tmp_path, rows, words):
         assert word in str(caught.value)
 
 
+def test_labels_that_differ_in_spaces_or_case(tmp_path):
+    faults = []
+    rows = [["1", "Naevus", "L1"], ["2", " Naevus ", " L1 "], ["3", "naevus", ""], ["4", "Melanom", "  "]]
+    write_csv(tmp_path / "labels.csv", [["image", "label", "lesion_id"], *rows])
+    table = read_table(tmp_path, need_files=False, report=faults.append)
+    assert table.classes == ("Melanom", "Naevus", "naevus")
+    assert [s.group for s in table.samples] == ["L1", "L1", "image:3", "image:4"]
+    (fault,) = [fault for fault in faults if fault.kind == "similar-classes"]
+    assert (fault.severity, fault.images) == ("warning", ("Naevus", "naevus"))
+    assert "Naevus (2 images) and naevus (1 images)" in fault.message
+    assert table.remarks == (fault.message,)
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1", "  "], ["2", "A"]])
+    with pytest.raises(DataError, match="row 2: image 1 has no label"):
+        read_table(tmp_path, need_files=False)
+
+
+def test_diagnoses_of_ham10000_with_spaces_around_them(ham):
+    expected = read_table(ham)
+    write_csv(ham / "HAM10000_metadata.csv", [HAM[0], *([*row[:2], f" {row[2]} ", *row[3:]] for row in HAM[1:])])
+    assert read_table(ham) == expected
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_as_spreadsheets_of_other_countries_write_it(tmp_path, delimiter):
+    faults = []
+    rows = [["image", "label", "site"], ["1", "A", "arm, left"], ["2", "B", ""]]
+    write_csv(tmp_path / "labels.csv", rows, delimiter=delimiter)
+    table = read_table(tmp_path, need_files=False, report=faults.append)
+    assert [(s.image_id, table.classes[s.label]) for s in table.samples] == [("1", "A"), ("2", "B")]
+    assert {fault.kind for fault in faults} == {"delimiter", "crlf"}
+    write_csv(tmp_path / "labels.csv", [rows[0], ["1", "A", "", "x"]], delimiter=delimiter)
+    with pytest.raises(DataError, match=rf'row 2 has 4 fields.*"a{delimiter} b"'):
+        read_table(tmp_path, need_files=False)
+
+
+def test_semicolons_in_the_values_of_a_comma_table(tmp_path):
+    write_csv(tmp_path / "labels.csv", [["image", "label"], ["1;a", "A;B"]])
+    table = read_table(tmp_path, need_files=False)
+    assert (table.classes, table.samples[0].image_id) == (("A;B",), "1;a")
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("latin-1", "WINDOWS-1252"), ("utf-16", "UTF-16")])
+def test_a_csv_in_another_encoding(tmp_path, encoding, named):
+    text = "image;label\n" + "1;A\n" * 3 + "1;Nävus\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    line = 1 if encoding == "utf-16" else 5
+    with pytest.raises(DataError, match=rf"labels\.csv cannot be read: line {line} is not UTF-8.*iconv -f {named} -t"):
+        read_table(tmp_path)
+
+
 def test_a_csv_with_other_columns(tmp_path):
     write_csv(tmp_path / "x.csv", [["file", "diagnosis"], ["1.png", "A"]])
     with pytest.raises(DataError, match=r"columns file, diagnosis.*image,label"):
@@ -196,7 +297,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_
 @settings(max_examples=60, deadline=None)
 @given(
     names=st.lists(cells.filter(lambda t: t.strip()), min_size=1, max_size=8, unique=True),
-    labels=st.lists(cells.filter(bool), min_size=8, max_size=8),
+    labels=st.lists(cells.filter(lambda t: t.strip()), min_size=8, max_size=8),
     lesions=st.lists(cells, min_size=8, max_size=8),
     mark=st.booleans(),
     ending=st.sampled_from(["\n", "\r\n"]),
@@ -215,7 +316,8 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, names, labels, 
         return
     read = [(table.classes[s.label], s.group) for s in table.samples]
     assert read == [
-        (label, lesion or f"image:{s.image_id}") for (_, label, lesion), s in zip(rows, table.samples, strict=True)
+        (label.strip(), lesion.strip() or f"image:{s.image_id}")
+        for (_, label, lesion), s in zip(rows, table.samples, strict=True)
     ]
 
 

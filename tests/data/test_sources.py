@@ -92,6 +92,42 @@ def test_an_image_that_metadata_does_not_name_is_its_own_lesion(isic):
     assert [samples[k].group for k in "abc"] == ["image:a", "L", "image:c"]
 
 
+def test_metadata_that_fits_some_of_the_images_only(isic):
+    """Each of the others would be a lesion of its own, without a word, and the lesions would cross the split."""
+    faults = []
+    root = isic(metadata=[["image", "lesion_id"], ["a", "L1"], ["b.png", "L1"], ["c.jpg", "L1"]])
+    table = read_table(root, report=faults.append)
+    said = {fault.kind: fault for fault in faults if "metadata" in fault.kind}
+    assert {kind: (fault.severity, fault.images) for kind, fault in said.items()} == {
+        "image-without-metadata": ("warning", ("b", "c")),
+        "metadata-without-image": ("warning", ("b.png", "c.jpg")),
+    }
+    assert "no row for b and 1 more: 2 images count as own lesions" in said["image-without-metadata"].message
+    assert table.remarks == tuple(fault.message for fault in said.values())
+
+
+def test_metadata_of_more_images_than_there_are(isic):
+    faults = []
+    rows = [*([image, "L1"] for image in "abc"), ["elsewhere", "L2"]]
+    table = read_table(isic(metadata=[["image", "lesion_id"], *rows]), report=faults.append)
+    (fault,) = [fault for fault in faults if "metadata" in fault.kind]
+    assert (fault.kind, fault.severity, fault.images) == ("metadata-without-image", "note", ("elsewhere",))
+    assert table.remarks == ()
+
+
+def test_metadata_without_lesions_need_not_name_every_image(isic):
+    faults = []
+    read_table(isic(metadata=[["image", "source"], ["a", "HAM"]]), report=faults.append)
+    assert not [fault for fault in faults if "metadata" in fault.kind]
+
+
+def test_metadata_that_fits_some_of_the_class_folders_only(folders):
+    write_csv(folders / "metadata.csv", [["image", "lesion_id"], ["ACNE/1", "L1"], ["ROS-1", "L2"]])
+    (without, unused) = read_table(folders).remarks
+    assert "no row for ROS/1 and 1 more: 2 images count as own lesions" in without
+    assert "rows of no image here: ROS-1" in unused
+
+
 def test_given_classes_keep_their_order_and_are_matched_by_name(isic, tmp_path):
     table = read_table(isic(), classes=["VASC", "NV", "MEL"])
     assert table.classes == ("VASC", "NV", "MEL")
@@ -263,8 +299,16 @@ def test_same_name_and_size_but_other_content_is_two_pictures(folders):
 
 def test_hidden_files_are_no_images(folders):
     picture(folders / "ROS" / ".thumb.jpg")
+    picture(folders / "ROS" / ".ipynb_checkpoints" / "1-checkpoint.jpg")
+    picture(folders / "ROS" / "deep" / ".cache" / "small" / "2.jpg")
     (folders / ".git").mkdir()
     assert len(read_table(folders)) == 3
+
+
+def test_a_data_set_below_a_hidden_folder(folders):
+    picture(folders / ".data" / "ROS" / "1.jpg")
+    picture(folders / ".data" / "ACNE" / "1.jpg", "black")
+    assert len(read_table(folders / ".data")) == 2
 
 
 def test_labels_alone(isic):

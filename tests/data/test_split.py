@@ -237,8 +237,18 @@ def test_a_lesion_that_crosses_the_data_sets_own_parts_is_refused():
 
 def test_a_duplicate_that_crosses_the_data_sets_own_parts_is_refused():
     table = with_parts(make_table([[0], [1], [2]]), ["train", "test", "val"])
-    with pytest.raises(DataError, match="cross the split of its own column"):
-        make_split(table, duplicates=[("0000-0", "0001-0")])
+    with pytest.raises(DataError) as caught:
+        make_split(table, duplicates=iter([("0000-0", "0001-0")]))
+    message = str(caught.value)
+    assert "images that show the same picture" in message and "lesions" not in message
+    assert "0000-0 (train) and 0001-0 (test)" in message
+    assert "--set data.join_duplicates=false" in message
+
+
+def test_a_duplicate_inside_a_part_of_the_data_set_is_no_fault():
+    table = with_parts(make_table([[0], [1], [2], [0]]), ["train", "test", "val", "train"])
+    split = make_split(table, duplicates=[("0000-0", "0003-0"), ("0000-0", "elsewhere")])
+    assert (split.method, split.train) == ("column", ("0000-0", "0003-0"))
 
 
 def test_an_image_without_a_part():
@@ -271,6 +281,14 @@ def test_joined_lesions_stay_together_whatever_the_order(lesions, picks, order):
 def test_without_joins_nothing_changes(table):
     """The splits that were made before duplicates were joined are made again."""
     assert make_split(table, duplicates=[("0000-0", "0000-0"), ("no such image", "0001-0")]) == make_split(table)
+
+
+@pytest.mark.shared
+def test_official_tables_that_lie_beside_each_other(shared_data):
+    """Labels of the ISIC 2019 training part, metadata of both parts, and HAM10000's table."""
+    table = read_table(shared_data / "csv", need_files=False)
+    assert (table.layout, len(table), len(table.classes)) == ("ISIC 2019", 25331, 8)
+    assert len({sample.group for sample in table.samples}) < 25331
 
 
 @pytest.mark.shared

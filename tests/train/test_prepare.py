@@ -49,7 +49,7 @@ def test_copies_are_joined_unless_that_is_not_wanted(root):
 
 
 def test_own_parts_that_a_copy_crosses_are_refused(root):
-    with pytest.raises(DataError, match=r"cross the split of its own column.*own_split=false"):
+    with pytest.raises(DataError, match=r"show the same picture.*own_split=false.*join_duplicates=false"):
         new_split(read_table(root), DataConfig(root=root))
     assert new_split(read_table(root), DataConfig(root=root, join_duplicates=False)).method == "column"
 

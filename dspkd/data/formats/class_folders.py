@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dspkd.data.formats.files import is_picture, subfolders
+from dspkd.data.download import HOW_TO_DOWNLOAD
+from dspkd.data.formats.files import is_hidden, is_picture, subfolders
 from dspkd.data.formats.tables import (
     chosen_classes,
     find_csv,
     make_sample,
     read_metadata,
-    report_useless_metadata,
+    report_metadata,
     unknown_class,
 )
 from dspkd.data.table import Fault, Report, Sample, Table
@@ -29,37 +30,37 @@ def read_class_folders(root: Path, classes: Sequence[str] | None, report: Report
     if len(folders) < 2:
         raise DataError(
             f"{root} is no data set: neither a table of labels nor two or more class folders",
-            hint="see 'Your images' in the README",
+            hint=f"see 'Your images' in the README; {HOW_TO_DOWNLOAD}",
         )
     chosen = chosen_classes([p.name for p in folders], classes)
     metadata_csv = find_csv(root, "metadata")
     metadata = read_metadata(metadata_csv, report)
     samples: dict[str, Sample] = {}
-    matched = False
+    row_of: dict[str, str | None] = {}
     for folder in folders:
         if folder.name not in chosen:
             report(unknown_class(f"folder {folder}", folder.name, chosen, folder.name))
             continue
         before = len(samples)
         for path in sorted(folder.rglob("*")):
-            if not is_picture(path):
-                continue
             relative = path.relative_to(root)
+            if not is_picture(path) or is_hidden(relative):
+                continue
             image = relative.with_suffix("").as_posix()
             if image in samples:
                 what = f"{path} and {samples[image].path.name} are both image {image}"
                 report(Fault("two-files-of-one-image", "error", what, "remove one of them", (image,)))
                 continue
             names = (relative.as_posix(), image, path.name, path.stem)
-            row = next((metadata[name] for name in names if name in metadata), None)
-            matched = matched or row is not None
-            samples[image] = make_sample(image, path, chosen[folder.name], row or {})
+            row_of[image] = key = next((name for name in names if name in metadata), None)
+            row = {} if key is None else metadata[key]
+            samples[image] = make_sample(image, path, chosen[folder.name], row)
         if len(samples) == before:
             what = f"class folder {folder} holds no image"
             report(Fault("empty-class", "error", what, "remove it, or put images there", (folder.name,)))
-    report_useless_metadata(root, metadata_csv, metadata, matched, report)
+    remarks = report_metadata(root, metadata_csv, metadata, row_of, report)
     _report_one_picture_in_two_classes(list(samples.values()), tuple(chosen), report)
-    return Table(root, tuple(chosen), tuple(samples.values()), LAYOUT)
+    return Table(root, tuple(chosen), tuple(samples.values()), LAYOUT, tuple(remarks))
 
 
 def _report_one_picture_in_two_classes(samples: Sequence[Sample], classes: Sequence[str], report: Report) -> None:

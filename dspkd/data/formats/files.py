@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from dspkd.data.table import IMAGE_SUFFIXES, Fault, Report
 
-__all__ = ["ImageFiles", "image_folder", "is_picture", "subfolders"]
+__all__ = ["ImageFiles", "fitting", "image_folder", "is_hidden", "is_picture", "subfolders"]
 
 
 def is_picture(path: Path) -> bool:
@@ -16,18 +16,29 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def is_hidden(relative: Path) -> bool:
+    """Whether a file lies in a hidden folder, as the copies that Jupyter and others keep do, or is hidden itself."""
+    return any(part.startswith(".") for part in relative.parts)
+
+
 def subfolders(root: Path) -> list[Path]:
     return [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
 
 
-def image_folder(root: Path, word: str | None = None) -> Path:
-    """Where the pictures of a table in `root` lie: images/, the only folder (whose name has `word`), or `root` itself.
+def fitting(paths: Sequence[Path], word: str | None, others: Collection[str]) -> list[Path]:
+    """Those whose name has `word`; where there are none, those that have none of the `others` either."""
+    named = [p for p in paths if word is not None and word in p.name.lower()]
+    return named or [p for p in paths if word is None or not any(other in p.name.lower() for other in others)]
+
+
+def image_folder(root: Path, word: str | None = None, others: Collection[str] = ()) -> Path:
+    """Where the pictures of a table in `root` lie: images/, the only folder (that is `fitting`), or `root` itself.
 
     An archive that was unpacked into a folder of its own name is looked through.
     """
     if (root / "images").is_dir():
         return root / "images"
-    folders = [p for p in subfolders(root) if word is None or word in p.name.lower()]
+    folders = fitting(subfolders(root), word, others)
     folder = folders[0] if len(folders) == 1 else root
     inner = [p for p in subfolders(folder) if p.name == folder.name]
     return inner[0] if inner else folder

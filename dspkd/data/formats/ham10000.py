@@ -13,6 +13,7 @@ from dspkd.data.formats.tables import (
     read_csv,
     report_missing_files,
     unknown_class,
+    with_clean_label,
 )
 from dspkd.data.table import Fault, Report, Table
 from dspkd.errors import DataError
@@ -30,7 +31,8 @@ def find_ham10000(root: Path) -> Path | None:
     found = sorted(p for p in candidates if p.is_file() and {"image_id", "dx"} <= set(header_of(p)))
     if len(found) > 1:
         raise DataError(
-            f"{root} holds several tables with a column dx: {', '.join(p.name for p in found)}", hint="keep one"
+            f"{root} holds several tables with a column dx: {', '.join(p.name for p in found)}",
+            hint=f"give the one that is meant: --data {found[0]}",
         )
     return found[0] if found else None
 
@@ -40,7 +42,8 @@ def read_ham10000(path: Path, classes: Sequence[str] | None, report: Report, *, 
     root = path.parent
     table = read_csv(path, report)
     rows: dict[str, tuple[int, dict[str, str]]] = {}
-    for number, row in table:
+    for number, written in table:
+        row = with_clean_label(written, "dx")
         image = row["image_id"]
         if image in rows:
             first, before = rows[image]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dspkd.data.formats.files import ImageFiles, image_folder
+from dspkd.data.formats.files import ImageFiles, fitting, image_folder
 from dspkd.data.formats.tables import (
     chosen_classes,
+    csv_files,
     find_csv,
+    header_of,
     make_sample,
+    only_one,
     read_csv,
     read_metadata,
+    report_metadata,
     report_missing_files,
-    report_useless_metadata,
     unknown_class,
 )
 from dspkd.data.table import Fault, Report, Sample, Severity, Table, refuse
@@ -23,12 +26,15 @@ __all__ = ["is_isic", "read_isic", "read_isic_labels"]
 
 LAYOUT = "ISIC 2019"
 UNKNOWN = "UNK"
+# In the official names of tables and folders of pictures.
+SETS = ("training", "validation", "test")
 # The official test table weighs its images in two more columns.
 NO_CLASSES = frozenset({"score_weight", "validation_weight"})
 
 
 def is_isic(root: Path) -> bool:
-    return any("groundtruth" in path.stem.lower().replace("_", "") for path in root.glob("*.csv"))
+    """By name and header: tables of one label in a row, as HAM10000's test part, may be called ground truth too."""
+    return any({"dx", "label"}.isdisjoint(header_of(path)) for path in csv_files(root, "groundtruth"))
 
 
 def read_isic_labels(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -97,7 +103,7 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
     if training and test:
         sets = [_LabelTable("train", "training", training, report), _LabelTable("test", "test", test, report)]
     elif labels_csv := find_csv(root, "groundtruth"):
-        sets = [_LabelTable(None, None, labels_csv, report)]
+        sets = [_LabelTable(None, _set_of(labels_csv), labels_csv, report)]
     else:
         raise DataError(f"{root} holds no table of labels", hint="its name must contain GroundTruth")
     for image in sorted(set.intersection(*(set(labels.rows) for labels in sets))) if len(sets) > 1 else ():
@@ -116,12 +122,27 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
     if unknown and UNKNOWN not in chosen:
         remarks = [f"{len(unknown)} images of {root} are labelled UNK, which is none of the classes: left out"]
         report(Fault("unk", "warning", remarks[0], None, tuple(unknown)))
-    samples = [sample for labels in sets for sample in _samples(root, labels, chosen, report, need_files)]
+    samples: list[Sample] = []
+    metadata: dict[Path | None, dict[str, dict[str, str]]] = {}
+    row_of: dict[Path | None, dict[str, str | None]] = {}
+    for labels in sets:
+        # One table, perhaps that of the whole collection, may serve both sets.
+        path = only_one(root, fitting(csv_files(root, "metadata"), labels.word, SETS), "metadata")
+        if path not in metadata:
+            metadata[path], row_of[path] = read_metadata(path, report), {}
+        row_of[path] |= {image: image if image in metadata[path] else None for image in labels.rows}
+        samples += _samples(root, labels, chosen, metadata[path], report, need_files)
+    for path, rows in metadata.items():
+        remarks += report_metadata(root, path, rows, row_of[path], report)
     return Table(root, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
 
 
+def _set_of(path: Path) -> str | None:
+    return next((word for word in SETS if word in path.stem.lower()), None)
+
+
 class _LabelTable:
-    """A table of labels; `part` and `word` (in the names of its metadata and its folder) where there are two."""
+    """A table of labels; `part` where there are two, `word` (in the names of its metadata and its folder) if any."""
 
     def __init__(self, part: str | None, word: str | None, path: Path, report: Report) -> None:
         self.part, self.word, self.path = part, word, path
@@ -129,11 +150,14 @@ class _LabelTable:
 
 
 def _samples(
-    root: Path, labels: _LabelTable, chosen: dict[str, int], report: Report, need_files: bool
+    root: Path,
+    labels: _LabelTable,
+    chosen: dict[str, int],
+    metadata: dict[str, dict[str, str]],
+    report: Report,
+    need_files: bool,
 ) -> Iterator[Sample]:
-    metadata_csv = find_csv(root, "metadata", *([labels.word] if labels.word else []))
-    metadata = read_metadata(metadata_csv, report)
-    folder = image_folder(root, labels.word)
+    folder = image_folder(root, labels.word, SETS)
     files = ImageFiles([folder], report, needed=need_files)
     missing = []
     for image, (name, number) in labels.rows.items():
@@ -148,4 +172,3 @@ def _samples(
         row, listed = metadata.get(image, {}), f"{labels.path} row {number}"
         yield make_sample(image, path, chosen[name], row, listed=listed, part=labels.part)
     report_missing_files(labels.path, missing, folder, report)
-    report_useless_metadata(root, metadata_csv, metadata, any(image in metadata for image in labels.rows), report)

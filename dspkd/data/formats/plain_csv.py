@@ -15,6 +15,7 @@ from dspkd.data.formats.tables import (
     read_csv,
     report_missing_files,
     unknown_class,
+    with_clean_label,
 )
 from dspkd.data.table import IMAGE_SUFFIXES, Fault, Report, Table
 from dspkd.errors import DataError
@@ -81,15 +82,15 @@ def read_plain_csv(path: Path, classes: Sequence[str] | None, report: Report, *,
 def _rows(table: CsvTable, column: str, report: Report) -> dict[str, tuple[int, dict[str, str]]]:
     """{image id: (line, row)}. The id is the name as it is written, without suffix."""
     rows: dict[str, tuple[int, dict[str, str]]] = {}
-    for number, row in table:
-        where = f"{table.path} row {number}"
+    for number, written in table:
+        where, row = f"{table.path} row {number}", with_clean_label(written, "label")
         name = row[column]
         if not name or not row["label"]:
             lacks = "names no image" if not name else f"image {name} has no label"
             report(Fault("no-label", "error", f"{where}: {lacks}", f"fill in {column} and label", (name or "",)))
             continue
-        written = Path(name)
-        image = written.with_suffix("").as_posix() if written.suffix.lower() in IMAGE_SUFFIXES else name
+        file = Path(name)
+        image = file.with_suffix("").as_posix() if file.suffix.lower() in IMAGE_SUFFIXES else name
         if image not in rows:
             rows[image] = number, row
             continue
