@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -106,9 +107,12 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     here = config.device == "local"
     teacher_sha256 = load_student(config.teacher).card.weights_sha256 if config.teacher else None
     teacher = [config.teacher] if config.teacher and here else []
-    folders = list(dict.fromkeys([*teacher, *config.folders]))
+    # A folder that is given twice, however it is spelt, is one subject.
+    folders: dict[Path, Path] = {}
+    for folder in (*teacher, *config.folders):
+        folders.setdefault(_absolute(folder), folder)
     with _pinned(config.cores if here else None):
-        return _run(folders, teacher_sha256, config, here, progress)
+        return _run(list(folders.values()), teacher_sha256, config, here, progress)
 
 
 @contextmanager
@@ -344,11 +348,32 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
 
 
 def _unique_names(subjects: Sequence[Subject]) -> list[str]:
-    names: list[str] = []
-    for subject in subjects:
-        taken = sum(name == subject.name or name.startswith(f"{subject.name} (") for name in names)
-        names.append(f"{subject.name} ({subject.path.name})" if taken else subject.name)
-    return names
+    """Names as they are; those that several subjects share with as much of the end of the path as tells them apart."""
+    sharing = Counter(subject.name for subject in subjects)
+    tails = {
+        name: _unique_tails({_absolute(subject.path) for subject in subjects if subject.name == name})
+        for name, number in sharing.items()
+        if number > 1
+    }
+    return [
+        f"{subject.name} ({tails[subject.name][_absolute(subject.path)]})" if subject.name in tails else subject.name
+        for subject in subjects
+    ]
+
+
+def _unique_tails(paths: Collection[Path]) -> dict[Path, str]:
+    """For each the fewest last parts that no other one ends in; the whole path where another one ends in that."""
+    tails = {}
+    for path in paths:
+        ends = ["/".join(path.parts[-depth:]) for depth in range(1, len(path.parts))] + [str(path)]
+        others = ["/".join(("", *other.parts[1:])) for other in paths if other != path]
+        tails[path] = next(end for end in ends if end == str(path) or not any(o.endswith(f"/{end}") for o in others))
+    return tails
+
+
+def _absolute(path: Path) -> Path:
+    """Without following links: two links to one folder are two names that somebody gave."""
+    return Path(os.path.abspath(path))
 
 
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
