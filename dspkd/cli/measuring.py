@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,7 @@ def _gate(baseline: dict[str, Any], results: dict[str, Any], bound: float, *, qu
     from dspkd_bench.statistics import compare_with_baseline
 
     rows = compare_with_baseline(baseline, results, max_regression=bound)
-    lines = [
-        f"{row['verdict']}: {row['subject']} takes {row['ratio']:.3f} of the baseline's time "
-        f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
-        for row in rows
-    ]
+    lines = [f"{row['verdict']}: {row['subject']} {_compared(row)}" for row in rows]
     if not quiet:
         for line in lines:
             say(line)
@@ -168,8 +165,21 @@ def _gate(baseline: dict[str, Any], results: dict[str, Any], bound: float, *, qu
         if found:
             raise kind(
                 f"{len(found)} of {len(rows)} subjects, at most {bound:.1%} slower allowed: {'; '.join(found)}",
-                hint="measure longer, with nothing else running" if verdict == "inconclusive" else None,
+                hint=_after_inconclusive(rows) if verdict == "inconclusive" else None,
             )
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    if row["ratio"] is None:
+        return f"{row['reason']}, and the baseline has it"
+    low, high = row["interval"]
+    return f"takes {row['ratio']:.3f} of the baseline's time [{low:.3f}, {high:.3f}]"
+
+
+def _after_inconclusive(rows: Sequence[Mapping[str, Any]]) -> str:
+    if any(row["ratio"] is None for row in rows):
+        return "measure all that the baseline has, under the names that it has there"
+    return "measure longer, with nothing else running"
 
 
 def report(
