@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from dspkd.artifact import GOLDEN
-from dspkd.devices import open_device
+from dspkd.devices import Completed, Device, open_device
 from dspkd.errors import DeviceError, DspkdError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
@@ -35,9 +36,11 @@ from dspkd_bench.statistics import Verdict, flags, judge, overall, with_doubts
 from dspkd_bench.subjects import Batched, ProviderError, Subject, open_batched, open_subject
 from dspkd_bench.under_load import power_trace, shown_states, under_load
 
-__all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
+__all__ = ["INTERRUPTED", "RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
+INTERRUPTED = "interrupted from the keyboard"
+"""Why a run broke off that somebody ended with Ctrl-C."""
 MEMORY = ("before_kib", "peak_kib", "resident_kib")
 LATENCY_PHASES = ("before", "rounds", "after")
 Progress = Callable[[int, int, str], None]
@@ -100,7 +103,8 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     `subjects` hold complexity, latency, memory and accuracy of each; `ratios` say how many times smaller or faster each
     student is than the teacher, on the same runtime where the teacher was exported for it, else in PyTorch. On a
     device only artifacts can be measured; those it cannot run are in `failed`, with the reason, and a run that broke
-    off says why in `interrupted`.
+    off says why in `interrupted`. So does one that is ended with Ctrl-C, if anything was measured by then; before that
+    KeyboardInterrupt is raised.
     """
     if not config.folders and config.teacher is None:
         raise UsageError("nothing to measure", hint="give artifact, run or student folders, or --teacher")
@@ -196,24 +200,76 @@ def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Prog
             elif "batch" in values:
                 progress(0, 1, f"measuring batch {values['batch']}")
             else:
-                progress(len(recording.series[values["index"]].ms), config.stop.max_rounds, "measuring latency")
+                progress(*_rounds(recording.series[values["index"]], config.stop), "measuring latency")
 
-    measure_calls(calls, config.plan, say, _batched_calls(list(named.values()), config, say))
+    with _kept_if_interrupted(recording, len(calls)):
+        measure_calls(calls, config.plan, say, _batched_calls(list(named.values()), config, say))
     environment["load_average_1min_after"] = load_average()
     cold: dict[int, dict[str, Any]] = {i: {"runtime": subject.runtime} for i, subject in enumerate(named.values())}
-    for number, subject in enumerate(named.values() if config.memory else ()):
-        if progress:
-            progress(number, len(named), "measuring memory")
-        # Another process could open the folder of a peer's network, and would measure PyTorch.
-        memory = (
-            None
-            if subject.role == "peer"
-            else measure_memory(subject.path, threads=config.threads, provider=subject.provider)
-        )
-        if memory:
-            cold[number] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
+    with _kept_if_interrupted(recording, len(calls)):
+        for number, subject in enumerate(named.values() if config.memory and not recording.interrupted else ()):
+            if progress:
+                progress(number, len(named), "measuring memory")
+            cold[number] |= _cold_here(subject, config.threads)
     device = {"url": "local", "kind": "local", "name": environment["cpu"], "machine": environment["machine"]}
     return _Measured(environment, device | {"facts": facts(recording.machine)}, recording, cold)
+
+
+def _rounds(series: Series, stop: StopRule) -> tuple[int, int]:
+    """How many are done, and about how many it will be."""
+    done = len(series.ms)
+    by_time = math.ceil(done * stop.seconds / series.at_s[-1]) if series.at_s[-1] > 0 else done
+    return done, min(stop.max_rounds, max(stop.min_rounds, by_time, done))
+
+
+@contextmanager
+def _kept_if_interrupted(recording: Recording, subjects: int) -> Iterator[None]:
+    """Ctrl-C ends what is inside. What was recorded stays, up to the last round that every subject has finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        series = recording.series.values()
+        rounds = min((min(len(one.at_s), len(one.ms)) for one in series), default=0)
+        if len(series) < subjects or rounds == 0:
+            raise
+        for one in series:
+            del one.at_s[rounds:], one.ms[rounds:]
+        recording.interrupted = INTERRUPTED
+
+
+def _cold_here(subject: Subject, threads: int) -> dict[str, Any]:
+    # Another process could open the folder of a peer's network, and would measure PyTorch.
+    memory = (
+        None if subject.role == "peer" else measure_memory(subject.path, threads=threads, provider=subject.provider)
+    )
+    return {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory} if memory else {}
+
+
+class _Interruptible:
+    """A device whose connection counts as lost on Ctrl-C: then what it has measured before is kept in the same way."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.interrupted = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def push(self, local: Path, remote_name: str) -> None:
+        with self._lost_if_interrupted():
+            self._device.push(local, remote_name)
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
+        with self._lost_if_interrupted():
+            return self._device.run(argv, timeout=timeout, stdout=stdout)
+
+    @contextmanager
+    def _lost_if_interrupted(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            self.interrupted = True
+            raise DeviceError(INTERRUPTED) from error
 
 
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
@@ -224,17 +280,22 @@ def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Pro
     if progress:
         progress(0, 1, f"measuring on {config.device}")
     with open_device(config.device) as device, watch_phone(device) as phone:
-        url = device.url
-        run = measure_remote(
-            device,
-            models,
-            config.stop,
-            threads=config.threads,
-            sustained_s=config.sustained_s,
-            batches=config.larger_batches,
-            cores=config.cores,
-            cold=config.memory,
-        )
+        url, interruptible = device.url, _Interruptible(device)
+        try:
+            run = measure_remote(
+                cast(Device, interruptible),
+                models,
+                config.stop,
+                threads=config.threads,
+                sustained_s=config.sustained_s,
+                batches=config.larger_batches,
+                cores=config.cores,
+                cold=config.memory,
+            )
+        except DeviceError as error:
+            if interruptible.interrupted:
+                raise KeyboardInterrupt from error
+            raise
     names, subjects = list(named), list(named.values())
     if not run.series:
         said = "; ".join(f"{names[i]}: {why}" for i, why in run.failed.items())
@@ -373,7 +434,7 @@ def _unique_tails(paths: Collection[Path]) -> dict[Path, str]:
 
 def _absolute(path: Path) -> Path:
     """Without following links: two links to one folder are two names that somebody gave."""
-    return Path(os.path.abspath(path))
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:
