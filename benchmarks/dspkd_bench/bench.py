@@ -74,6 +74,8 @@ class BenchConfig:
     """Those that may be used; None: all that this process may."""
     providers: Sequence[str] = ("cpu",)
     """ONNX Runtime's, out of `agent.PROVIDERS`: ONNX artifacts are measured with each of them."""
+    keep_interrupted: bool = False
+    """Whether Ctrl-C gives the results of the rounds that are done."""
 
     @property
     def larger_batches(self) -> tuple[int, ...]:
@@ -103,8 +105,8 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     `subjects` hold complexity, latency, memory and accuracy of each; `ratios` say how many times smaller or faster each
     student is than the teacher, on the same runtime where the teacher was exported for it, else in PyTorch. On a
     device only artifacts can be measured; those it cannot run are in `failed`, with the reason, and a run that broke
-    off says why in `interrupted`. So does one that is ended with Ctrl-C, if anything was measured by then; before that
-    KeyboardInterrupt is raised.
+    off says why in `interrupted`. With `config.keep_interrupted` so does one that is ended with Ctrl-C, if anything was
+    measured by then; else KeyboardInterrupt is raised.
     """
     if not config.folders and config.teacher is None:
         raise UsageError("nothing to measure", hint="give artifact, run or student folders, or --teacher")
@@ -116,7 +118,10 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     for folder in (*teacher, *config.folders):
         folders.setdefault(_absolute(folder), folder)
     with _pinned(config.cores if here else None):
-        return _run(list(folders.values()), teacher_sha256, config, here, progress)
+        results = _run(list(folders.values()), teacher_sha256, config, here, progress)
+    if results["interrupted"] == INTERRUPTED and not config.keep_interrupted:
+        raise KeyboardInterrupt
+    return results
 
 
 @contextmanager

@@ -89,6 +89,7 @@ def bench(
         batches=_numbers("--batches", batches, 1, 4096),
         cores=None if cores is None else _numbers("--cores", cores, 0, 1023),
         providers=_providers(providers),
+        keep_interrupted=True,
     )
     if out is not None:
         ensure_file(out)

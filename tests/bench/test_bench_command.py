@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from dspkd.cli.app import app
 from dspkd.devices import Completed, Device
 from dspkd.errors import GateError, InconclusiveError, OutputError, UsageError
 from dspkd_bench import agent, bench
-from dspkd_bench.bench import INTERRUPTED
+from dspkd_bench.bench import INTERRUPTED, BenchConfig, run_bench
+from dspkd_bench.latency import StopRule
 from dspkd_bench.subjects import Subject
 
 SOMEWHERE = {
@@ -86,6 +88,13 @@ def test_finished_rounds_outlive_an_interrupt(made_up, tmp_path):
     numbers = [subject["latency"]["n"] for subject in results["subjects"]]
     assert len(numbers) == 2 and numbers[0] == numbers[1] >= 49
     assert "one interleaved run" in done.stdout
+
+
+def test_without_being_asked_to_keep_them_an_interrupt_is_an_interrupt(made_up):
+    made_up["b"] = interrupted_at(150)
+    config = BenchConfig([Path("a"), Path("b")], memory=False, stop=StopRule(seconds=600))
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(config)
 
 
 def test_an_interrupt_while_memory_is_measured_keeps_all_latencies(made_up, monkeypatch, tmp_path):
