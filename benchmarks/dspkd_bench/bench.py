@@ -270,6 +270,9 @@ class _Interruptible:
 
     @contextmanager
     def _lost_if_interrupted(self) -> Iterator[None]:
+        # Who takes a lost connection lightly would else go on with what was to be ended.
+        if self.interrupted:
+            raise DeviceError(INTERRUPTED)
         try:
             yield
         except KeyboardInterrupt as error:

@@ -1,6 +1,7 @@
 """`dspkd bench` from the command line: what was measured is never lost, how long it measures, and the gate."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from dspkd import fileio
 from dspkd.cli.app import app
 from dspkd.devices import Completed, Device
-from dspkd.errors import GateError, InconclusiveError, OutputError, UsageError
+from dspkd.errors import DeviceError, GateError, InconclusiveError, OutputError, UsageError
 from dspkd_bench import agent, bench
 from dspkd_bench.bench import INTERRUPTED, BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
@@ -165,6 +166,16 @@ def test_an_interrupt_keeps_what_a_device_has_measured(made_up, monkeypatch, tmp
     check_schema(results)
     assert results["interrupted"] == INTERRUPTED
     assert [subject["latency"]["n"] for subject in results["subjects"]] == [rounds]
+
+
+def test_after_an_interrupt_nothing_more_is_run_on_the_device():
+    device = bench._Interruptible(Board([]))
+    assert device.run(["uname"]).returncode == 0 and device.python == "python3"
+    with pytest.raises(DeviceError, match=INTERRUPTED), tempfile.TemporaryFile() as stdout:
+        device.run(["python3", "agent.py"], stdout=stdout)
+    assert device.interrupted
+    with pytest.raises(DeviceError, match=INTERRUPTED):
+        device.run(["uname"])
 
 
 @pytest.mark.parametrize("name", [".", "file/results.json"])
