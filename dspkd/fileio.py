@@ -22,6 +22,7 @@ __all__ = [
     "atomic_file",
     "canonical_json",
     "ensure_dir",
+    "ensure_file",
     "read_sealed_json",
     "remove_leftovers",
     "seal",
@@ -63,6 +64,13 @@ def ensure_dir(path: Path) -> Path:
     except OSError as error:
         raise _cannot_write(path, error) from error
     return path
+
+
+def ensure_file(path: Path) -> None:
+    """OutputError where no file could be written to `path`; its folder is made. For what takes long to compute."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint="name a file in it with --out")
+    ensure_dir(path.parent)
 
 
 @contextmanager

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from dspkd.artifact import GOLDEN
-from dspkd.devices import open_device
+from dspkd.devices import Completed, Device, open_device
 from dspkd.errors import DeviceError, DspkdError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
@@ -34,9 +36,11 @@ from dspkd_bench.statistics import Verdict, flags, judge, overall, with_doubts
 from dspkd_bench.subjects import Batched, ProviderError, Subject, open_batched, open_subject
 from dspkd_bench.under_load import power_trace, shown_states, under_load
 
-__all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
+__all__ = ["INTERRUPTED", "RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
+INTERRUPTED = "interrupted from the keyboard"
+"""Why a run broke off that somebody ended with Ctrl-C."""
 MEMORY = ("before_kib", "peak_kib", "resident_kib")
 Progress = Callable[[int, int, str], None]
 
@@ -69,6 +73,8 @@ class BenchConfig:
     """Those that may be used; None: all that this process may."""
     providers: Sequence[str] = ("cpu",)
     """ONNX Runtime's, out of `agent.PROVIDERS`: ONNX artifacts are measured with each of them."""
+    keep_interrupted: bool = False
+    """Whether Ctrl-C gives the results of the rounds that are done."""
 
     @property
     def larger_batches(self) -> tuple[int, ...]:
@@ -98,16 +104,23 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     `subjects` hold complexity, latency, memory and accuracy of each; `ratios` say how many times smaller or faster each
     student is than the teacher, on the same runtime where the teacher was exported for it, else in PyTorch. On a
     device only artifacts can be measured; those it cannot run are in `failed`, with the reason, and a run that broke
-    off says why in `interrupted`.
+    off says why in `interrupted`. With `config.keep_interrupted` so does one that is ended with Ctrl-C, if anything was
+    measured by then; else KeyboardInterrupt is raised.
     """
     if not config.folders and config.teacher is None:
         raise UsageError("nothing to measure", hint="give artifact, run or student folders, or --teacher")
     here = config.device == "local"
     teacher_sha256 = load_student(config.teacher).card.weights_sha256 if config.teacher else None
     teacher = [config.teacher] if config.teacher and here else []
-    folders = list(dict.fromkeys([*teacher, *config.folders]))
+    # A folder that is given twice, however it is spelt, is one subject.
+    folders: dict[Path, Path] = {}
+    for folder in (*teacher, *config.folders):
+        folders.setdefault(_absolute(folder), folder)
     with _pinned(config.cores if here else None):
-        return _run(folders, teacher_sha256, config, here, progress)
+        results = _run(list(folders.values()), teacher_sha256, config, here, progress)
+    if results["interrupted"] == INTERRUPTED and not config.keep_interrupted:
+        raise KeyboardInterrupt
+    return results
 
 
 @contextmanager
@@ -191,24 +204,79 @@ def _measure_here(named: dict[str, Subject], config: BenchConfig, progress: Prog
             elif "batch" in values:
                 progress(0, 1, f"measuring batch {values['batch']}")
             else:
-                progress(len(recording.series[values["index"]].ms), config.stop.max_rounds, "measuring latency")
+                progress(*_rounds(recording.series[values["index"]], config.stop), "measuring latency")
 
-    measure_calls(calls, config.plan, say, _batched_calls(list(named.values()), config, say))
+    with _kept_if_interrupted(recording, len(calls)):
+        measure_calls(calls, config.plan, say, _batched_calls(list(named.values()), config, say))
     environment["load_average_1min_after"] = load_average()
     cold: dict[int, dict[str, Any]] = {i: {"runtime": subject.runtime} for i, subject in enumerate(named.values())}
-    for number, subject in enumerate(named.values() if config.memory else ()):
-        if progress:
-            progress(number, len(named), "measuring memory")
-        # Another process could open the folder of a peer's network, and would measure PyTorch.
-        memory = (
-            None
-            if subject.role == "peer"
-            else measure_memory(subject.path, threads=config.threads, provider=subject.provider)
-        )
-        if memory:
-            cold[number] |= {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory}
+    with _kept_if_interrupted(recording, len(calls)):
+        for number, subject in enumerate(named.values() if config.memory and not recording.interrupted else ()):
+            if progress:
+                progress(number, len(named), "measuring memory")
+            cold[number] |= _cold_here(subject, config.threads)
     device = {"url": "local", "kind": "local", "name": environment["cpu"], "machine": environment["machine"]}
     return _Measured(environment, device | {"facts": facts(recording.machine)}, recording, cold)
+
+
+def _rounds(series: Series, stop: StopRule) -> tuple[int, int]:
+    """How many are done, and about how many it will be."""
+    done = len(series.ms)
+    by_time = math.ceil(done * stop.seconds / series.at_s[-1]) if series.at_s[-1] > 0 else done
+    return done, min(stop.max_rounds, max(stop.min_rounds, by_time, done))
+
+
+@contextmanager
+def _kept_if_interrupted(recording: Recording, subjects: int) -> Iterator[None]:
+    """Ctrl-C ends what is inside. What was recorded stays, up to the last round that every subject has finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        series = recording.series.values()
+        rounds = min((min(len(one.at_s), len(one.ms)) for one in series), default=0)
+        if len(series) < subjects or rounds == 0:
+            raise
+        for one in series:
+            del one.at_s[rounds:], one.ms[rounds:]
+        recording.interrupted = INTERRUPTED
+
+
+def _cold_here(subject: Subject, threads: int) -> dict[str, Any]:
+    # Another process could open the folder of a peer's network, and would measure PyTorch.
+    memory = (
+        None if subject.role == "peer" else measure_memory(subject.path, threads=threads, provider=subject.provider)
+    )
+    return {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory} if memory else {}
+
+
+class _Interruptible:
+    """A device whose connection counts as lost on Ctrl-C: then what it has measured before is kept in the same way."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.interrupted = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def push(self, local: Path, remote_name: str) -> None:
+        with self._lost_if_interrupted():
+            self._device.push(local, remote_name)
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
+        with self._lost_if_interrupted():
+            return self._device.run(argv, timeout=timeout, stdout=stdout)
+
+    @contextmanager
+    def _lost_if_interrupted(self) -> Iterator[None]:
+        # Who takes a lost connection lightly would else go on with what was to be ended.
+        if self.interrupted:
+            raise DeviceError(INTERRUPTED)
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            self.interrupted = True
+            raise DeviceError(INTERRUPTED) from error
 
 
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
@@ -219,17 +287,22 @@ def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Pro
     if progress:
         progress(0, 1, f"measuring on {config.device}")
     with open_device(config.device) as device, watch_phone(device) as phone:
-        url = device.url
-        run = measure_remote(
-            device,
-            models,
-            config.stop,
-            threads=config.threads,
-            sustained_s=config.sustained_s,
-            batches=config.larger_batches,
-            cores=config.cores,
-            cold=config.memory,
-        )
+        url, interruptible = device.url, _Interruptible(device)
+        try:
+            run = measure_remote(
+                cast(Device, interruptible),
+                models,
+                config.stop,
+                threads=config.threads,
+                sustained_s=config.sustained_s,
+                batches=config.larger_batches,
+                cores=config.cores,
+                cold=config.memory,
+            )
+        except DeviceError as error:
+            if interruptible.interrupted:
+                raise KeyboardInterrupt from error
+            raise
     names, subjects = list(named), list(named.values())
     if not run.series:
         said = "; ".join(f"{names[i]}: {why}" for i, why in run.failed.items())
@@ -343,11 +416,32 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
 
 
 def _unique_names(subjects: Sequence[Subject]) -> list[str]:
-    names: list[str] = []
-    for subject in subjects:
-        taken = sum(name == subject.name or name.startswith(f"{subject.name} (") for name in names)
-        names.append(f"{subject.name} ({subject.path.name})" if taken else subject.name)
-    return names
+    """Names as they are; those that several subjects share with as much of the end of the path as tells them apart."""
+    sharing = Counter(subject.name for subject in subjects)
+    tails = {
+        name: _unique_tails({_absolute(subject.path) for subject in subjects if subject.name == name})
+        for name, number in sharing.items()
+        if number > 1
+    }
+    return [
+        f"{subject.name} ({tails[subject.name][_absolute(subject.path)]})" if subject.name in tails else subject.name
+        for subject in subjects
+    ]
+
+
+def _unique_tails(paths: Collection[Path]) -> dict[Path, str]:
+    """For each the fewest last parts that no other one ends in; the whole path where another one ends in that."""
+    tails = {}
+    for path in paths:
+        ends = ["/".join(path.parts[-depth:]) for depth in range(1, len(path.parts))] + [str(path)]
+        others = ["/".join(("", *other.parts[1:])) for other in paths if other != path]
+        tails[path] = next(end for end in ends if end == str(path) or not any(o.endswith(f"/{end}") for o in others))
+    return tails
+
+
+def _absolute(path: Path) -> Path:
+    """Without following links: two links to one folder are two names that somebody gave."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:

@@ -59,14 +59,14 @@ DEVICE_FIXES = {
     "executorch": "python3 -m pip install executorch torch",
     "openvino": "python3 -m pip install openvino",
 }
-# What NVIDIA ships with each Linux for Tegra.
-JETPACKS = {
-    32: "JetPack 4, TensorRT 7 to 8.2",
-    34: "JetPack 5, TensorRT 8.4",
-    35: "JetPack 5, TensorRT 8.5 to 8.6",
-    36: "JetPack 6, TensorRT 8.6 to 10.3",
-    38: "JetPack 7, TensorRT 10 or later",
-    39: "JetPack 7, TensorRT 10 or later",
+# By the first number of Linux for Tegra: the JetPack, and the oldest and newest TensorRT that came with one of it.
+JETPACKS: dict[int, tuple[int, str, str | None]] = {
+    32: (4, "5.0", "8.2"),
+    34: (5, "8.4", "8.4"),
+    35: (5, "8.4", "8.6"),
+    36: (6, "8.6", "10.3"),
+    38: (7, "10.13", None),
+    39: (7, "10.13", None),
 }
 
 
@@ -143,6 +143,9 @@ def _local_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[Ch
     for tool, (fix, purpose) in HOST_TOOLS.items():
         path = machine["tools"].get(tool)
         yield Check(tool, "ok", path) if path else Check(tool, "not needed", f"not found; only for {purpose}", fix)
+    yield from _jetson_checks(machine)
+    if "tensorrt" in runtimes:
+        yield from _driver_checks(machine)
     yield _disk_check(machine, ROOM_BYTES["local"])
     yield _governor_check(machine)
 
@@ -153,10 +156,7 @@ def _device_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[C
         yield Check("pip", "warning", "not found", "sudo apt-get install python3-pip")
     yield _import_check("numpy", "numpy", machine, needed=True, fix="python3 -m pip install numpy")
     yield from _runtime_checks(machine, runtimes)
-    release = _l4t(machine)
-    if release is not None:
-        tools = JETPACKS.get(int(release.release.partition(".")[0]), "a JetPack unknown to this dspkd")
-        yield Check("Jetson", "ok", f"L4T {release.release}: {tools}")
+    yield from _jetson_checks(machine)
     yield _disk_check(machine, ROOM_BYTES["device"])
     yield _governor_check(machine)
 
@@ -177,8 +177,44 @@ def _runtime_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[
         yield Check("tensorrt", "not needed", "there is no NVIDIA driver")
     if _works(imports.get("tensorrt")):
         yield _cuda_check(machine)
-    if "tensorrt" in runtimes and not machine.get("nvidia_driver"):
+    if "tensorrt" in runtimes:
+        yield from _driver_checks(machine)
+
+
+def _driver_checks(machine: Mapping[str, Any]) -> Iterator[Check]:
+    """For what runs on TensorRT."""
+    if not machine.get("nvidia_driver"):
         yield Check("NVIDIA driver", "missing", "no driver found", "sudo apt-get install nvidia-driver")
+
+
+def _jetson_checks(machine: Mapping[str, Any]) -> Iterator[Check]:
+    """TensorRT is built for the CUDA and the driver of its JetPack; another one may not load, or not see the GPU."""
+    release = _l4t(machine)
+    if release is None:
+        return
+    found = f"L4T {release.release}"
+    known = JETPACKS.get(int(release.release.partition(".")[0]))
+    if known is None:
+        yield Check("Jetson", "ok", f"{found}: a JetPack unknown to this dspkd")
+        return
+    jetpack, oldest, newest = known
+    said = f"{found}: JetPack {jetpack}, TensorRT {_span(oldest, newest)}"
+    here = _version_of("tensorrt", machine)
+    if here is None or _within(here, oldest, newest):
+        yield Check("Jetson", "ok", said)
+    else:
+        fix = "sudo apt-get install --reinstall nvidia-jetpack python3-libnvinfer"
+        yield Check("Jetson", "warning", f"{said}; there is {here}", fix)
+
+
+def _span(oldest: str, newest: str | None) -> str:
+    return f"{oldest} or later" if newest is None else oldest if oldest == newest else f"{oldest} to {newest}"
+
+
+def _within(version: str, oldest: str, newest: str | None) -> bool:
+    """8.2.1 is within 7.1 to 8.2."""
+    here = numbers(version)[:2]
+    return numbers(oldest) <= here and (newest is None or here <= numbers(newest))
 
 
 def _cuda_check(machine: Mapping[str, Any]) -> Check:

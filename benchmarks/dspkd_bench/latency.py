@@ -34,20 +34,28 @@ MLPERF_LEAST = 64
 BURST_SECONDS = 3.0
 LEAST_CALLS = 5
 MOST_POINTS = 1000
+# Rounds that no measurement reaches.
+NO_LIMIT = 10**9
+# Numbers that a bootstrap draws at once, and in all.
+DRAWN_AT_ONCE, DRAWN = 2 * 10**6, 10**8
 
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
     """Rounds are counted after the warm-up, which takes `warmup_rounds` or longer until the times no longer fall; at
     least `min_rounds`, then until `seconds` have passed, `max_rounds` are done, or the p90 of every subject is known
-    to the fraction `precision` (MLPerf's early stopping; None: never stop for that).
+    to the fraction `precision` (MLPerf's early stopping; None: never stop for that). A `max_rounds` below `min_rounds`
+    is raised to that.
     """
 
     warmup_rounds: int = 10
     min_rounds: int = 50
-    max_rounds: int = 2000
+    max_rounds: int = NO_LIMIT
     seconds: float = 20.0
     precision: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_rounds", max(self.min_rounds, self.max_rounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +122,17 @@ def ratio_of_medians(slow_ms: Sequence[float], fast_ms: Sequence[float], *, repe
     slow, fast = np.asarray(slow_ms, dtype=float), np.asarray(fast_ms, dtype=float)
     block = math.ceil(max(autocorrelation_time(v <= np.median(v)) for v in (slow, fast)))
     rng = np.random.Generator(np.random.PCG64(0))
-    picks = _blocks(rng, len(slow), block, repetitions)
-    # Of two lengths they come from two runs, and no call of the one belongs to a call of the other.
-    others = picks if len(slow) == len(fast) else _blocks(rng, len(fast), block, repetitions)
-    ratios = np.median(slow[picks], axis=1) / np.median(fast[others], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    # Of very many calls the median is known so well that fewer repetitions say the same of its interval.
+    repetitions = min(repetitions, max(200, DRAWN // max(len(slow), len(fast))))
+    at_once = max(1, DRAWN_AT_ONCE // max(len(slow), len(fast)))
+    parts = []
+    for start in range(0, repetitions, at_once):
+        number = min(at_once, repetitions - start)
+        picks = _blocks(rng, len(slow), block, number)
+        # Of two lengths they come from two runs, and no call of the one belongs to a call of the other.
+        others = picks if len(slow) == len(fast) else _blocks(rng, len(fast), block, number)
+        parts.append(np.median(slow[picks], axis=1) / np.median(fast[others], axis=1))
+    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
     return {"ratio": float(np.median(slow) / np.median(fast)), "interval": [float(low), float(high)]}
 
 

@@ -77,6 +77,10 @@ def read_results(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} does not exist", hint=hint) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}", hint=hint) from error
+    if isinstance(value, dict) and value.get("kind") == "comparison":
+        page = path.parent / "compare.html"
+        made = f"its page is {page}" if page.is_file() else "its page is made with `dspkd compare FILE --tables-only`"
+        raise DataError(f"{path} is of `dspkd compare`, and holds no results of a bench", hint=made)
     if not isinstance(value, dict) or value.get("kind") != "bench-results":
         raise DataError(f"{path} holds no results of a bench", hint=hint)
     version = value.get("schema_version")

@@ -93,7 +93,12 @@ COLUMNS: dict[str, Column] = {
     "p50_low_ms": _end(0, "latency", "p50_interval_ms"),
     "p50_high_ms": _end(1, "latency", "p50_interval_ms"),
     "p90_ms": _of("latency", "p90_ms"),
+    "p90_low_ms": _end(0, "latency", "p90_interval_ms"),
+    "p90_high_ms": _end(1, "latency", "p90_interval_ms"),
+    "p90_early_stopping_ms": _of("latency", "p90_early_stopping_ms"),
     "p99_ms": _of("latency", "p99_ms"),
+    "p99_low_ms": _end(0, "latency", "p99_interval_ms"),
+    "p99_high_ms": _end(1, "latency", "p99_interval_ms"),
     "throughput_per_s": _of("throughput_per_s"),
     "burst_ms": _of("sustained", "burst_ms"),
     "sustained_ms": _of("sustained", "sustained_ms"),
@@ -119,8 +124,8 @@ MARKDOWN = {
     "macs": "MACs, M",
     "file_bytes": "file, MB",
     "p50_ms": "p50, ms [95 %]",
-    "p90_ms": "p90",
-    "p99_ms": "p99",
+    "p90_ms": "p90 [95 %]",
+    "p99_ms": "p99 [95 %]",
     "sustained_ms": "sustained, ms (/ burst)",
     "energy_mj_per_inference": "energy, mJ [95 %]",
     "val_balanced_accuracy": "balanced accuracy (val)",
@@ -178,8 +183,9 @@ def _markdown_cell(name: str, row: Mapping[str, Any]) -> str:
     value = row[name]
     if value is None:
         return "not measured" if name != "teacher_over_student_latency" else ""
-    if name == "p50_ms":
-        return f"{value:.2f} [{row['p50_low_ms']:.2f}, {row['p50_high_ms']:.2f}]"
+    if name in ("p50_ms", "p90_ms", "p99_ms"):
+        low, high = (row[name.replace("_ms", f"_{end}_ms")] for end in ("low", "high"))
+        return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
     if name == "sustained_ms":
         return f"{value:.2f} ({row['sustained_over_burst']:.2f})"
     if name == "energy_mj_per_inference" and row["energy_low_mj"] is not None:

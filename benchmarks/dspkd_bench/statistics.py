@@ -231,39 +231,79 @@ def compare_with_baseline(
     """For each subject in both results: `ratio` current/baseline of the medians, its interval, and `verdict`.
 
     pass: surely not slower than by `max_regression` (a fraction); fail: surely slower; inconclusive: the interval
-    holds the bound. The interval divides the ends of both medians' intervals, so it is wider than 95 %. Raises
-    InconclusiveError if the two were not measured on equal terms or have no subject in common.
+    holds the bound. The interval divides the ends of both medians' intervals, so it is wider than 95 %. A subject of
+    the baseline that was not measured now is inconclusive too: it has no ratio, and `reason` says why. Raises
+    InconclusiveError if the two were not measured on equal terms, if one of them is no valid measurement, or if they
+    have no subject in common.
     """
+    _check_sound("the baseline", baseline)
+    _check_sound("this run", current)
     _check_same_terms(baseline, current)
     before = {_key(subject): subject for subject in baseline["subjects"]}
-    rows = [
-        _compare(before[_key(subject)]["latency"], subject, 1.0 + max_regression)
-        for subject in current["subjects"]
-        if _key(subject) in before
-    ]
-    if not rows:
+    after = {_key(subject): subject for subject in current["subjects"]}
+    if before.keys().isdisjoint(after):
         raise InconclusiveError(
             "the baseline and this run have no subject in common", hint="measure the same artifacts as in the baseline"
         )
-    return rows
+    failed = {one["name"]: one["message"] for one in current.get("failed") or ()}
+    return [
+        _compare(subject["latency"], after[key], 1.0 + max_regression)
+        if key in after
+        else _absent(subject["name"], failed)
+        for key, subject in before.items()
+    ]
 
 
 def _key(subject: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*(subject[key] for key in ("name", "role", "target", "precision")), subject["complexity"]["size"])
 
 
+def _check_sound(which: str, results: Mapping[str, Any]) -> None:
+    validity = results.get("validity") or {}
+    if validity.get("verdict") == "invalid" or results.get("interrupted"):
+        reasons = validity.get("reasons") or [f"broke off: {results.get('interrupted')}"]
+        raise InconclusiveError(f"{which} is invalid: {'; '.join(reasons)}", hint="measure it again")
+
+
+# By the word that is said: whether both have to have it.
+TERMS = {"cpu": True, "machine": True, "cores": True, "batch": True, "threads": True} | dict.fromkeys(
+    ("device", "system on a chip", "board", "power mode", "fixed-performance mode", "governor"), False
+)
+IDENTITY = ("cpu", "device", "system on a chip", "board")
+
+
 def _check_same_terms(baseline: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    pairs = [
-        (name, baseline["environment"].get(name), current["environment"].get(name))
-        for name in ("cpu", "machine", "cores")
-    ]
-    pairs += [(name, baseline["settings"].get(name), current["settings"].get(name)) for name in ("batch", "threads")]
-    for name, old, new in pairs:
-        if old != new:
+    old, new = _terms(baseline), _terms(current)
+    compared = [name for name, always in TERMS.items() if always or None not in (old[name], new[name])]
+    if all(old[name] is None or new[name] is None for name in IDENTITY):
+        # Of a device that does not say what it is, the address is all that is known.
+        compared.append("address")
+    for name in compared:
+        if old[name] != new[name]:
             raise InconclusiveError(
-                f"the baseline was measured with another {name}: {old!r}, now {new!r}",
+                f"the baseline was measured with another {name}: {old[name]!r}, now {new[name]!r}",
                 hint="measure the baseline again here, in the same way",
             )
+
+
+def _terms(results: Mapping[str, Any]) -> dict[str, Any]:
+    environment, settings, device = results["environment"], results["settings"], results.get("device") or {}
+    facts = device.get("facts") or {}
+    return {
+        **{name: environment.get(name) for name in ("cpu", "machine", "cores", "governor")},
+        **{name: settings.get(name) for name in ("batch", "threads")},
+        "device": device.get("name"),
+        "system on a chip": device.get("soc"),
+        "board": facts.get("board"),
+        "power mode": facts.get("power mode"),
+        "fixed-performance mode": device.get("fixed_performance"),
+        "address": device.get("url", "local"),
+    }
+
+
+def _absent(name: str, failed: Mapping[str, str]) -> dict[str, Any]:
+    reason = f"could not be measured: {failed[name]}" if name in failed else "was not measured in this run"
+    return {"subject": name, "ratio": None, "interval": None, "verdict": "inconclusive", "reason": reason}
 
 
 def _compare(before: Mapping[str, Any], subject: Mapping[str, Any], bound: float) -> dict[str, Any]:
@@ -272,4 +312,4 @@ def _compare(before: Mapping[str, Any], subject: Mapping[str, Any], bound: float
     high = after["p50_interval_ms"][1] / before["p50_interval_ms"][0]
     verdict = "pass" if high <= bound else "fail" if low > bound else "inconclusive"
     ratio = after["p50_ms"] / before["p50_ms"]
-    return {"subject": subject["name"], "ratio": ratio, "interval": [low, high], "verdict": verdict}
+    return {"subject": subject["name"], "ratio": ratio, "interval": [low, high], "verdict": verdict, "reason": None}

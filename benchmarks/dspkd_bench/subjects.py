@@ -148,6 +148,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
     provider = provider if card.target == "onnx" else "cpu"
     model, load_ms = _loaded(artifact, folder / file, threads, provider) if here else (None, None)
     certificate = card.certificate
+    deployed = _deployed(certificate, card.files[file].sha256)
     title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
     title += {"cpu": "", "cuda": " CUDA", "tensorrt": " TensorRT"}[provider]
     return Subject(
@@ -162,9 +163,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
         runtime=model.runtime if model else "",
         file_bytes=card.files[file].bytes,
         weights_sha256=source["weights_sha256"],
-        validation=_marked({"n": certificate["n"], **certificate["deployed"]}, source.get("data", {}))
-        if certificate.get("deployed")
-        else None,
+        validation=_marked({"n": certificate["n"], **deployed}, source.get("data", {})) if deployed else None,
         certificate={k: v for k, v in certificate.items() if k not in ("deployed", "files")},
         model_file=folder / file,
         run=model.run if model else _elsewhere,
@@ -173,6 +172,14 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
         batch_file=folder / card.model_file if card.details.get("dynamic_batch") else None,
         provider=provider,
     )
+
+
+def _deployed(certificate: dict[str, Any], sha256: str) -> dict[str, Any] | None:
+    """The metrics of the very file. Certificates from before files had theirs give those of the worst file."""
+    files = [one for one in (certificate.get("files") or {}).values() if "sha256" in one]
+    if not files:
+        return certificate.get("deployed")
+    return next((one["deployed"] for one in files if one["sha256"] == sha256), None)
 
 
 @dataclass(frozen=True, slots=True)

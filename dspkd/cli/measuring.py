@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def bench(
     threads: int = typer.Option(1, "--threads", help="Threads of every runtime.", min=1),
     seconds: float = typer.Option(20.0, "--seconds", help="Stop after this long (but not before --min-rounds)."),
     min_rounds: int = typer.Option(50, "--min-rounds", help="Timed calls of each subject, at least.", min=5),
+    max_rounds: int | None = typer.Option(
+        None, "--max-rounds", help="And at most, however long that takes. [default: no limit]", min=5
+    ),
     precision: float | None = typer.Option(
         None, "--precision", help="Stop early once p90 is known to this fraction, e.g. 0.05.", min=0.001, max=1.0
     ),
@@ -58,11 +62,17 @@ def bench(
 
     Needs model folders: artifacts run on their own runtime, runs and students in PyTorch. To compare on the same
     runtime export the teacher too. On another device only artifacts are measured, and --teacher only says which of
-    them is the teacher. Writes --out, if asked; prints a table with the ratios.
+    them is the teacher. Prints a table with the ratios; writes --out, if asked. Ctrl-C keeps the rounds that are done.
     """
-    from dspkd_bench.bench import BenchConfig, run_bench
-    from dspkd_bench.latency import StopRule
+    from dspkd.fileio import ensure_file, write_json
+    from dspkd_bench.bench import INTERRUPTED, BenchConfig, run_bench
+    from dspkd_bench.latency import NO_LIMIT, StopRule
     from dspkd_bench.peers import chosen_peers
+
+    if max_rounds is not None and max_rounds < min_rounds:
+        raise UsageError(
+            f"--max-rounds {max_rounds} is below --min-rounds {min_rounds}", hint=f"add --min-rounds {max_rounds}"
+        )
 
     bound = _fraction(max_latency_regression)
     baseline = _baseline(against)
@@ -71,7 +81,7 @@ def bench(
         teacher=teacher,
         threads=threads,
         memory=memory,
-        stop=StopRule(seconds=seconds, min_rounds=min_rounds, precision=precision),
+        stop=StopRule(seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds or NO_LIMIT, precision=precision),
         command=shlex.join(["dspkd", *sys.argv[1:]]),
         device=device,
         peers=chosen_peers(peers) if peers else (),
@@ -79,33 +89,42 @@ def bench(
         batches=_numbers("--batches", batches, 1, 4096),
         cores=None if cores is None else _numbers("--cores", cores, 0, 1023),
         providers=_providers(providers),
+        keep_interrupted=True,
     )
-    with reporting() as reporter:
-        results = run_bench(config, reporter.progress)
     if out is not None:
-        from dspkd.fileio import write_json
-
-        write_json(out, results)
+        ensure_file(out)
+    try:
+        with reporting() as reporter:
+            results = run_bench(config, reporter.progress)
+    except KeyboardInterrupt:
+        typer.echo("dspkd: interrupted; nothing was measured yet", err=True)
+        raise typer.Exit(130) from None
+    # Shown first: a disk that is full by now takes nothing away.
     if as_json:
         print_json(results)
     else:
-        _show(results, out)
+        _show(results)
+    if out is not None:
+        write_json(out, results)
+        if not as_json:
+            say(f"next: dspkd report {out} --out report.html")
+    kept = f"what was measured before is in {out}" if out else "give --out to keep what is measured before"
+    if results["interrupted"] == INTERRUPTED:
+        typer.echo(f"dspkd: interrupted; {kept}", err=True)
+        raise typer.Exit(130)
     if results["interrupted"]:
-        kept = f"what was measured before is in {out}" if out else "give --out to keep what is measured before"
         raise DeviceError(f"the measurement broke off: {results['interrupted']}", hint=kept)
     if baseline is not None:
         _gate(baseline, results, bound, quiet=as_json)
 
 
-def _show(results: dict[str, Any], out: Path | None) -> None:
+def _show(results: dict[str, Any]) -> None:
     from rich.console import Console
 
     from dspkd_bench.table import results_table
 
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(results_table(results))
-    if out is not None:
-        say(f"next: dspkd report {out} --out report.html")
 
 
 def _fraction(text: str) -> float:
@@ -155,11 +174,7 @@ def _gate(baseline: dict[str, Any], results: dict[str, Any], bound: float, *, qu
     from dspkd_bench.statistics import compare_with_baseline
 
     rows = compare_with_baseline(baseline, results, max_regression=bound)
-    lines = [
-        f"{row['verdict']}: {row['subject']} takes {row['ratio']:.3f} of the baseline's time "
-        f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
-        for row in rows
-    ]
+    lines = [f"{row['verdict']}: {row['subject']} {_compared(row)}" for row in rows]
     if not quiet:
         for line in lines:
             say(line)
@@ -168,8 +183,21 @@ def _gate(baseline: dict[str, Any], results: dict[str, Any], bound: float, *, qu
         if found:
             raise kind(
                 f"{len(found)} of {len(rows)} subjects, at most {bound:.1%} slower allowed: {'; '.join(found)}",
-                hint="measure longer, with nothing else running" if verdict == "inconclusive" else None,
+                hint=_after_inconclusive(rows) if verdict == "inconclusive" else None,
             )
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    if row["ratio"] is None:
+        return f"{row['reason']}, and the baseline has it"
+    low, high = row["interval"]
+    return f"takes {row['ratio']:.3f} of the baseline's time [{low:.3f}, {high:.3f}]"
+
+
+def _after_inconclusive(rows: Sequence[Mapping[str, Any]]) -> str:
+    if any(row["ratio"] is None for row in rows):
+        return "measure all that the baseline has, under the names that it has there"
+    return "measure longer, with nothing else running"
 
 
 def report(

@@ -46,7 +46,8 @@ def certify(
 
     `student` takes uint8 pixels; `deployed` maps a file's name to the loaded model. The result is JSON: number of
     images, top-1 agreement, the images whose class flipped, largest and mean difference of a probability, the
-    metrics of both with their paired differences, the runtime, the bounds and whether they hold.
+    metrics of both with their paired differences, the runtime, the bounds and whether they hold. `files` has the same
+    of each file, its own metrics in `deployed` among it, without the paired differences.
 
     It passes if the bounds of the precision hold and balanced accuracy falls by no more than `margin`. With few images
     the interval of that difference may reach below the margin; `non_inferiority` says whether it does.
@@ -72,9 +73,7 @@ def certify(
         "n": len(images),
         **worst,
         "pytorch": {key: expected[key] for key in METRICS},
-        "files": {
-            name: {k: v for k, v in record.items() if k not in ("deployed", "paired")} for name, record in files.items()
-        },
+        "files": {name: {k: v for k, v in record.items() if k != "paired"} for name, record in files.items()},
         "bounds": {
             "top1_agreement": bound.top1_agreement,
             "max_abs_difference": bound.max_abs_difference,

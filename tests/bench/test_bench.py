@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +65,28 @@ def test_teacher_student_and_baseline_in_pytorch(networks):
     expected = teacher["latency"]["p50_ms"] / student["latency"]["p50_ms"]
     assert ratio["latency"]["ratio"] == pytest.approx(expected)
     assert len(results["ratios"]) == 2
+
+
+def test_folders_of_one_name_are_all_measured_and_told_apart_in_any_order(networks, tmp_path):
+    twins = [tmp_path / name / "fp32" for name in ("a", "b", "c")] + [tmp_path / "a" / "other"]
+    for twin in twins:
+        twin.parent.mkdir(exist_ok=True)
+        shutil.copytree(networks / "student", twin)
+    title = "shufflenet_v2_x0_5 PyTorch fp32"
+    expected = {f"{title} ({tail})" for tail in ("a/fp32", "b/fp32", "c/fp32", "other")}
+    for folders in (twins, twins[::-1]):
+        results = run_bench(BenchConfig(folders, memory=False, stop=QUICK))
+        check_schema(results)
+        named = {subject["name"]: Path(subject["path"]) for subject in results["subjects"]}
+        assert set(named) == expected and set(named.values()) == set(twins)
+        assert all(str(path).endswith(name[len(title) + 2 : -1]) for name, path in named.items())
+    again = run_bench(BenchConfig([twins[0], twins[0] / ".." / "fp32"], memory=False, stop=QUICK))
+    assert [subject["name"] for subject in again["subjects"]] == [title]
+
+
+def test_the_end_of_a_path_that_another_one_ends_in_too_is_given_whole():
+    inner, outer = Path("/a/fp32"), Path("/x/a/fp32")
+    assert bench._unique_tails([inner, outer]) == {inner: "/a/fp32", outer: "x/a/fp32"}
 
 
 def test_real_pictures_are_resized_to_each_network(networks):

@@ -242,6 +242,41 @@ def test_a_jetson_gets_its_tensorrt_from_jetpack(program):
     assert (check.state, check.fix) == ("missing", "ssh -t ssh://board 'sudo apt-get install python3-libnvinfer'")
 
 
+XAVIER = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64"
+THOR = "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64"
+
+
+@pytest.mark.parametrize(
+    ("release", "tensorrt", "state"),
+    [
+        (ORIN, "10.3.0.30", "ok"),
+        (ORIN, "8.6.2.3", "ok"),
+        (ORIN, "10.13.3", "warning"),
+        (ORIN, "8.5.2.2", "warning"),
+        (XAVIER, "8.5.2.2", "ok"),
+        (XAVIER, "10.3.0", "warning"),
+        (THOR, "10.13.3.9", "ok"),
+        (THOR, "11.0", "ok"),
+        (THOR, "10.3.0", "warning"),
+        ("# R99 (release), REVISION: 1.0, GCID: 1, BOARD: generic, EABI: aarch64", "20.0", "ok"),
+    ],
+)
+def test_a_jetpack_has_its_tensorrt(release, tensorrt, state):
+    machine = with_runtime("tensorrt", "tensorrt", tensorrt, nvidia_driver="present", nv_tegra_release=release)
+    check = checked(machine)["Jetson"]
+    assert check.state == state
+    assert (tensorrt in check.found) == (state == "warning")
+    assert (check.fix is None) == (state == "ok")
+
+
+def test_an_engine_needs_a_driver_here_too(program):
+    engine = carded(program, target="tensorrt")
+    for url in ("local", "ssh://board"):
+        assert checked(board(), [engine], url=url)["NVIDIA driver"].state == "missing"
+        assert "NVIDIA driver" not in checked(board(nvidia_driver="570.1"), [engine], url=url)
+        assert "NVIDIA driver" not in checked(board(), [program], url=url)
+
+
 @pytest.mark.parametrize(
     ("changed", "name"),
     [({"governor": "schedutil"}, "governor"), ({"free_bytes": 1 << 20}, "disk"), ({"pip": False}, "pip")],

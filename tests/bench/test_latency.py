@@ -144,3 +144,18 @@ def test_a_steady_device_has_a_ratio_of_one():
 def test_a_phase_of_a_few_calls():
     summary = sustained_summary(Series([4.0, 2.0, 2.0], [0.0, 1.0, 2.0]))
     assert summary["burst_ms"] == summary["sustained_ms"] == 2.0
+
+
+def test_no_number_of_rounds_ends_a_measurement_that_was_asked_to_last():
+    rule = StopRule(warmup_rounds=0, min_rounds=5, seconds=3.0)
+    assert len(measure(Clock(), rule, a=1.0)["a"]) == 3000
+    more = StopRule(warmup_rounds=0, min_rounds=2500, max_rounds=2000, seconds=0.0)
+    assert more.max_rounds == 2500 and len(measure(Clock(), more, a=1.0)["a"]) == 2500
+
+
+def test_a_bootstrap_in_parts_is_the_same_bootstrap(monkeypatch):
+    rng = np.random.default_rng(3)
+    slow, fast = (rng.normal(mean, 0.1, 150) for mean in (10, 2))
+    whole = ratio_of_medians(slow, fast)
+    monkeypatch.setattr("dspkd_bench.latency.DRAWN_AT_ONCE", 10_000)
+    assert ratio_of_medians(slow, fast) == whole

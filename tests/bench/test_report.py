@@ -405,6 +405,20 @@ def test_the_ratios_stand_beside_those_of_the_paper(results):
     assert pairs["Median latency"]["paper"] == 12.9 and pairs["Median latency"]["interval"] is not None
 
 
+def test_tails_have_small_print_where_there_were_calls_enough(results):
+    many, few = (subject["latency"] for subject in results["subjects"][:2])
+    many |= {"p90_interval_ms": [81.1, 82.2], "p99_interval_ms": [91.1, 92.2], "p90_early_stopping_ms": 83.3}
+    few |= {"p90_interval_ms": None, "p99_interval_ms": None, "p90_early_stopping_ms": None}
+    for old in results["subjects"][2:]:
+        for key in ("p90_interval_ms", "p99_interval_ms", "p90_early_stopping_ms"):
+            old["latency"].pop(key)
+    page = render_report(ReportContent(results=[results]))
+    Page(page)
+    for text in ("81.1 – 82.2", "under 83.3", "91.1 – 92.2"):
+        assert page.count(f'<span class="interval">{text}</span>') == 1
+    assert page.count('<span class="interval">under ') == 1
+
+
 def test_a_stock_export_is_compared_and_never_the_headline(results):
     student = next(s for s in results["subjects"] if s["role"] == "student" and s["target"] == "onnx")
     faster = {key: value / 10 if key.endswith("_ms") and value else value for key, value in student["latency"].items()

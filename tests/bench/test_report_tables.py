@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dspkd.cli.app import app
-from dspkd.errors import UsageError
+from dspkd.errors import DataError, UsageError
+from dspkd_bench.report import read_results
 from dspkd_bench.report_tables import results_csv, results_markdown, table_writer
 
 
@@ -80,3 +81,31 @@ def test_batches_sustained_load_and_energy_have_columns(results):
 def test_markdown_has_no_column_of_what_nothing_has(results):
     header = results_markdown([results]).splitlines()[0]
     assert "energy" not in header and "sustained" not in header and "batch" not in header
+
+
+def test_tails_have_their_intervals_where_there_were_calls_enough(results):
+    few = results["subjects"][1]["latency"]
+    few |= {"p90_interval_ms": None, "p99_interval_ms": None, "p90_early_stopping_ms": None}
+    latency = results["subjects"][0]["latency"]
+    latency["p99_interval_ms"] = [latency["p99_ms"] - 1.0, latency["p99_ms"] + 2.0]
+    row, other = read(results_csv([results]))[:2]
+    for tail in ("p90", "p99"):
+        assert [float(row[f"{tail}_{end}_ms"]) for end in ("low", "high")] == latency[f"{tail}_interval_ms"]
+        assert other[f"{tail}_low_ms"] == other[f"{tail}_high_ms"] == ""
+    assert float(row["p90_early_stopping_ms"]) == latency["p90_early_stopping_ms"] > latency["p90_ms"]
+    lines = results_markdown([results]).splitlines()
+    low, high = latency["p99_interval_ms"]
+    assert f"{latency['p99_ms']:.2f} [{low:.2f}, {high:.2f}]" in lines[2]
+    assert f"| {few['p90_ms']:.2f} | {few['p99_ms']:.2f} |" in lines[3]
+
+
+def test_results_of_a_comparison_are_told_by_their_page(tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"kind": "comparison", "schema_version": 1}))
+    with pytest.raises(DataError, match="is of `dspkd compare`") as caught:
+        read_results(file)
+    assert "--tables-only" in caught.value.hint
+    (tmp_path / "compare.html").write_text("")
+    done = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "page.html")])
+    assert isinstance(done.exception, DataError) and str(tmp_path / "compare.html") in done.exception.hint
+    assert not (tmp_path / "page.html").exists()

@@ -1,6 +1,7 @@
 """Statistics against distributions whose quantiles are known, and series whose fault is known."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -235,3 +236,69 @@ def test_unequal_terms_are_inconclusive():
     other["subjects"][0]["name"] = "t"
     with pytest.raises(InconclusiveError, match="no subject in common"):
         compare_with_baseline(results(1, 1, 1), other, max_regression=0.05)
+
+
+def measured_on(url, cpu=None, governor=None, **device):
+    found = results(4.9, 5.0, 5.1)
+    found["environment"] |= {"cpu": cpu, "governor": governor}
+    return found | {"device": {"url": url, "name": None, **device}}
+
+
+PIXEL = measured_on("adb:1", name="Pixel 8", soc="Tensor G3", fixed_performance="on")
+ORIN = measured_on("ssh://a", "ARMv8", "schedutil", facts={"board": "Orin Nano", "power mode": "15W (0)"})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "what"),
+    [
+        (PIXEL, measured_on("adb:2", name="Pixel 9", soc="Tensor G3"), "device: 'Pixel 8', now 'Pixel 9'"),
+        (PIXEL, measured_on("adb:2", name="Pixel 8", soc="Tensor G4"), "system on a chip"),
+        (PIXEL, measured_on("adb:1", name="Pixel 8", fixed_performance="not allowed"), "fixed-performance mode"),
+        (ORIN, measured_on("ssh://a", "ARMv8", facts={"board": "Orin NX"}), "board: 'Orin Nano', now 'Orin NX'"),
+        (ORIN, measured_on("ssh://a", "ARMv8", facts={"power mode": "MAXN (2)"}), "power mode"),
+        (ORIN, measured_on("ssh://a", "ARMv8", "performance"), "governor: 'schedutil', now 'performance'"),
+        (measured_on("adb:1"), measured_on("adb:2"), "address"),
+    ],
+)
+def test_two_devices_are_not_one(before, now, what):
+    with pytest.raises(InconclusiveError, match=f"another {re.escape(what)}"):
+        compare_with_baseline(before, now, max_regression=0.05)
+
+
+def test_what_a_device_does_not_say_is_no_difference():
+    for one in (PIXEL, ORIN, measured_on("adb:1")):
+        assert compare_with_baseline(one, one, max_regression=0.05)[0]["verdict"] == "pass"
+    silent = measured_on("ssh://b", "ARMv8")
+    assert compare_with_baseline(ORIN, silent, max_regression=0.05)[0]["verdict"] == "pass"
+
+
+INVALID = {"validity": {"verdict": "invalid", "reasons": ["throttled: the clock fell"]}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "what"),
+    [
+        (INVALID, {}, "the baseline is invalid: throttled"),
+        ({}, INVALID, "this run is invalid: throttled"),
+        ({"interrupted": "cable pulled"}, {}, "the baseline is invalid: broke off: cable pulled"),
+    ],
+)
+def test_what_is_no_valid_measurement_passes_no_gate(before, now, what):
+    sound = results(4.9, 5.0, 5.1)
+    with pytest.raises(InconclusiveError, match=what):
+        compare_with_baseline(sound | before, sound | now, max_regression=0.05)
+
+
+def test_a_subject_that_is_no_longer_there_is_inconclusive():
+    before = results(4.95, 5.0, 5.05)
+    gone = [before["subjects"][0] | {"name": name} for name in ("t", "u")]
+    before["subjects"] += gone
+    now = results(4.9, 5.0, 5.1) | {"failed": [{"name": "u", "message": "no memory"}]}
+    rows = {row["subject"]: row for row in compare_with_baseline(before, now, max_regression=0.05)}
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "s": "pass",
+        "t": "inconclusive",
+        "u": "inconclusive",
+    }
+    assert "not measured" in rows["t"]["reason"] and "no memory" in rows["u"]["reason"]
+    assert rows["t"]["ratio"] is None

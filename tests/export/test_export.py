@@ -96,6 +96,9 @@ def test_the_certificate_covers_the_whole_validation_part_on_the_targets_runtime
     for side in ("pytorch", "deployed"):
         assert certificate[side]["calibration"]["ece"] == pytest.approx(error[side], abs=1e-6)
     assert set(certificate["files"]) == FILES[target]
+    for name, of_file in certificate["files"].items():
+        assert of_file["sha256"] == load_artifact(lively_artifacts[target]).card.files[name].sha256
+        assert of_file["deployed"]["accuracy"] == certificate["deployed"]["accuracy"]
 
 
 @pytest.mark.parametrize(("target", "file"), [(t, f) for t, files in FILES.items() for f in sorted(files)])
@@ -315,3 +318,9 @@ def test_the_worst_file_decides():
         certificate = certificate_of(*answers)
         assert certificate["passed"] is False
         assert certificate["max_abs_difference"] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_each_file_keeps_its_own_metrics():
+    certificate = certificate_of(REFERENCE, changed(3, [0.35, 0.4, 0.25]))
+    accuracies = [certificate["files"][name]["deployed"]["accuracy"] for name in ("model0", "model1")]
+    assert accuracies == [1.0, 0.75] and certificate["deployed"]["accuracy"] == 0.75
