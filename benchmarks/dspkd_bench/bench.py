@@ -30,17 +30,15 @@ from dspkd_bench.latency import Series, StopRule, latency_summary, ratio_of_medi
 from dspkd_bench.memory import measure_memory, memory_record
 from dspkd_bench.peers import stock_subjects
 from dspkd_bench.phone import watch_phone
-from dspkd_bench.recording import Recording
+from dspkd_bench.recording import INTERRUPTED, Recording
 from dspkd_bench.remote import Model, measure_remote
 from dspkd_bench.statistics import Verdict, flags, judge, overall, with_doubts
 from dspkd_bench.subjects import Batched, ProviderError, Subject, open_batched, open_subject
 from dspkd_bench.under_load import power_trace, shown_states, under_load
 
-__all__ = ["INTERRUPTED", "RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
+__all__ = ["RESULTS_SCHEMA_VERSION", "BenchConfig", "run_bench"]
 
 RESULTS_SCHEMA_VERSION = 1
-INTERRUPTED = "interrupted from the keyboard"
-"""Why a run broke off that somebody ended with Ctrl-C."""
 MEMORY = ("before_kib", "peak_kib", "resident_kib")
 Progress = Callable[[int, int, str], None]
 

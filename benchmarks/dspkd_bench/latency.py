@@ -71,7 +71,6 @@ def measure_interleaved(
     stop: StopRule,
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
-    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Series]:
     """The counted calls of each subject, all series of the same length. The garbage collector is off meanwhile.
 
@@ -80,12 +79,10 @@ def measure_interleaved(
     rule = Rule(**asdict(stop))
     warm_up(subjects, rule, clock_ns)
     series = {name: Series() for name in subjects}
-    for number, done in enumerate(measure_rounds(subjects, rule, clock_ns)):
+    for done in measure_rounds(subjects, rule, clock_ns):
         for name, at_s, took_ms in done:
             series[name].at_s.append(at_s)
             series[name].ms.append(took_ms)
-        if progress and number % 10 == 0:
-            progress(number, stop.max_rounds, "measuring latency")
     return series
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from dspkd_bench import agent
 from dspkd_bench.latency import Series
 
-__all__ = ["Recording"]
+__all__ = ["INTERRUPTED", "Recording"]
 
+INTERRUPTED = "interrupted from the keyboard"
+"""Why a run broke off that somebody ended with Ctrl-C."""
 BY_INDEX = ("loaded", "cold", "outputs", "failed", "series", "batches", "batches_failed", "sustained", "idle_s")
 LATENCY_PHASES = ("before", "rounds", "after")
 

@@ -16,7 +16,7 @@ from dspkd.devices import NOT_FOUND, Completed, Device
 from dspkd.errors import DeviceError, DspkdError
 from dspkd_bench import agent
 from dspkd_bench.latency import StopRule
-from dspkd_bench.recording import Recording
+from dspkd_bench.recording import INTERRUPTED, Recording
 
 __all__ = ["Model", "measure_remote", "read_events"]
 
@@ -72,11 +72,11 @@ def measure_remote(
         own = [models[i] for i in part]
         try:
             run = measure(device, own, plan, threads=threads, cores=cores, cold=cold, patience_s=patience_s)
-        except DspkdError as error:
+        except (DspkdError, KeyboardInterrupt) as error:
             if not whole.series:
                 raise
             # What the program before has measured stays.
-            run = Recording(interrupted=error.message)
+            run = Recording(interrupted=error.message if isinstance(error, DspkdError) else INTERRUPTED)
         whole.join(run, part)
     return whole
 
@@ -150,7 +150,7 @@ def _measure(device: Device, command: Sequence[str], patience_s: float) -> Recor
                 done = device.run(command, timeout=patience_s, stdout=stream)
         except DeviceError as error:
             fault = error
-        if done.returncode == NOT_FOUND and command[0] == device.python:
+        if done.returncode == NOT_FOUND and command[0] == device.python and "--beside" not in command:
             raise device.no_python(done)
         run = read_events(events.read_text(encoding="utf-8", errors="replace"), device.url)
     return _finished(run, device, done, fault)

@@ -266,8 +266,8 @@ def _check_sound(which: str, results: Mapping[str, Any]) -> None:
 
 
 # By the word that is said: whether both have to have it.
-TERMS = {"cpu": True, "machine": True, "cores": True, "batch": True, "threads": True} | dict.fromkeys(
-    ("device", "system on a chip", "board", "power mode", "fixed-performance mode", "governor"), False
+TERMS = {"machine": True, "cores": True, "batch": True, "threads": True} | dict.fromkeys(
+    ("cpu", "device", "system on a chip", "board", "power mode", "fixed-performance mode", "governor"), False
 )
 IDENTITY = ("cpu", "device", "system on a chip", "board")
 

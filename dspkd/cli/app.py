@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -99,4 +101,5 @@ def main() -> None:
 def _tell_torchrun(text: str) -> None:
     """What a process leaves in this file, torchrun names as the cause when it ends the others."""
     if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(place).write_text(json.dumps({"message": text}), encoding="utf-8")
+        with suppress(OSError):
+            Path(place).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")

@@ -65,9 +65,10 @@ def bench(
     them is the teacher. Prints a table with the ratios; writes --out, if asked. Ctrl-C keeps the rounds that are done.
     """
     from dspkd.fileio import ensure_file, write_json
-    from dspkd_bench.bench import INTERRUPTED, BenchConfig, run_bench
+    from dspkd_bench.bench import BenchConfig, run_bench
     from dspkd_bench.latency import NO_LIMIT, StopRule
     from dspkd_bench.peers import chosen_peers
+    from dspkd_bench.recording import INTERRUPTED
 
     if max_rounds is not None and max_rounds < min_rounds:
         raise UsageError(
@@ -97,17 +98,19 @@ def bench(
         with reporting() as reporter:
             results = run_bench(config, reporter.progress)
     except KeyboardInterrupt:
-        typer.echo("dspkd: interrupted; nothing was measured yet", err=True)
+        typer.echo("dspkd: interrupted; nothing is kept", err=True)
         raise typer.Exit(130) from None
-    # Shown first: a disk that is full by now takes nothing away.
-    if as_json:
-        print_json(results)
-    else:
-        _show(results)
-    if out is not None:
-        write_json(out, results)
-        if not as_json:
-            say(f"next: dspkd report {out} --out report.html")
+    try:
+        if out is not None:
+            write_json(out, results)
+    finally:
+        # Also if the disk is full by now.
+        if as_json:
+            print_json(results)
+        else:
+            _show(results)
+    if out is not None and not as_json:
+        say(f"next: dspkd report {out} --out report.html")
     kept = f"what was measured before is in {out}" if out else "give --out to keep what is measured before"
     if results["interrupted"] == INTERRUPTED:
         typer.echo(f"dspkd: interrupted; {kept}", err=True)

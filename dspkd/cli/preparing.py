@@ -69,7 +69,7 @@ def prepare(
         raise typer.Exit(130) from None
     side = found.training_side(size)
     files = [
-        pixel_cache(found.table, wanted, for_training=training).path
+        pixel_cache(found.table, wanted, for_training=training, cache_dir=found.cache_dir).path
         for form in forms
         for wanted, training in ((found.training_preprocess(form), True), (form, False))
     ]
@@ -85,7 +85,7 @@ def prepare(
         return
     total = sum(path.stat().st_size for path in files) / 1e9
     learned = f"{len(found.part('train'))} images to learn from at {side} px"
-    place = f"{total:.2f} GB in {default_cache_dir()}, {result['seconds']} s"
+    place = f"{total:.2f} GB in {found.cache_dir or default_cache_dir()}, {result['seconds']} s"
     say(f"{learned}, {judged} to judge on at {size} px: {place}")
 
 

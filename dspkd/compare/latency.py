@@ -75,6 +75,7 @@ class Bench(_Part):
     device: _Device | None = None
     subjects: tuple[_Subject, ...] = Field(min_length=1)
     ratios: tuple[_Ratio, ...] = ()
+    interrupted: str | None = None
 
 
 def parse_bench(values: Mapping[str, Any], *, origin: str) -> Bench:
@@ -116,6 +117,7 @@ def latency_rows(
         "command": bench.command,
         "device": device,
         "threads": bench.environment.threads,
+        "interrupted": bench.interrupted,
         "rows": rows,
         "of_other_networks": [subject.name for subject in bench.subjects if subject.name not in used],
     }

@@ -19,7 +19,7 @@ from dspkd.compare.execution import is_finished, read_failures
 from dspkd.compare.latency import Bench, latency_rows
 from dspkd.compare.plan import Cell, Plan, student_epochs
 from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
-from dspkd.errors import DataError, DspkdError
+from dspkd.errors import DataError, DspkdError, OutputError
 from dspkd.student import StudentCard, is_student_dir, load_card
 from dspkd.train.metrics import headline_metrics, lesion_draws, per_class_metrics, weighted_confusions
 
@@ -194,6 +194,9 @@ class _Collector:
                     stored[cell.name] = _read_run(cell.config.out, self.part)
                 else:
                     self._leave_out(cell.name, failures.get(cell.name, NOT_FINISHED))
+            except OutputError as error:
+                # A run of other settings is whole, and its folder none to be removed.
+                self._leave_out(cell.name, f"{error.message}; {error.hint}")
             except DspkdError as error:
                 self._leave_out(cell.name, f"{error.message}; {AGAIN}")
         return stored
@@ -217,7 +220,7 @@ class _Collector:
         try:
             return self.frame.judge(stored)
         except DataError as error:
-            self._leave_out(name, f"{error.message}; {AGAIN}")
+            self._leave_out(name, f"{error.message}; {AGAIN}" if same_split else error.message)
             return None
 
     def _leave_out(self, run: str, reason: str) -> None:

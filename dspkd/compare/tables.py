@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ def _how_to_measure_latency(results: Mapping[str, Any]) -> str:
     command = results["bench_command"]
     return (
         f"Time per inference (Table 6): {command}, then this comparison once more with --tables-only and --bench "
-        f"{command.rpartition(' ')[2]}."
+        f"{shlex.quote(shlex.split(command)[-1])}."
     )
 
 
@@ -172,6 +173,7 @@ def _latency(entry: Mapping[str, Any]) -> Table:
         "same student alone.",
         *([f"Measured with: {entry['command']}"] if entry["command"] else []),
         *(["* on different runtimes, so the runtimes are in it too."] if not all(map(_same_runtime, ratios)) else []),
+        *([f"Invalid, the run broke off: {entry['interrupted']}."] if entry["interrupted"] else []),
         *dict.fromkeys(doubts),
         *([f"In the file, but no network of this comparison: {', '.join(foreign)}."] if foreign else []),
     ]

@@ -164,6 +164,8 @@ def shades_of_grey(images: Tensor) -> Tensor:
 
 
 def _under_white_light(images: Tensor, views: Views) -> Tensor:
+    if not views.constancy.any():
+        return images
     group = max(1, COLOUR_GROUP // images[0].numel())
     for members in torch.from_numpy(np.flatnonzero(views.constancy)).to(images.device).split(group):
         images[members] = shades_of_grey(images[members])
@@ -196,8 +198,9 @@ def _mean_grey(levels: Tensor, weights: Tensor) -> Tensor:
 
     Sums of whole numbers have no rounding, so that nothing depends on how PyTorch divides a sum over its threads.
     """
-    totals = levels.sum(-1).sum(-1, dtype=torch.float64)
-    return ((totals * weights).sum(1, keepdim=True) / levels[0, 0].numel()).float()
+    totals = levels.sum(-1).sum(-1, dtype=torch.int64).float()
+    red, green, blue = (totals * weights).split(1, dim=1)
+    return (red + green + blue) / levels[0, 0].numel()
 
 
 def _into_bytes(target: Tensor, values: Tensor) -> None:

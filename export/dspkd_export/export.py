@@ -182,10 +182,10 @@ def _build(
     files = {
         path.name: FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size) for path in sorted(folder.iterdir())
     }
-    for certified in (certificate, certificate.get("stand_in") or {}):
-        for name, record in certified.get("files", {}).items():
-            if name in files:
-                record["sha256"] = files[name].sha256
+    # Not those of a stand-in: the files are not what was judged there.
+    for name, record in certificate.get("files", {}).items():
+        if name in files:
+            record["sha256"] = files[name].sha256
     write_card(
         folder,
         ArtifactCard(

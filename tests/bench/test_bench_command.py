@@ -11,12 +11,14 @@ from results_schema import check_schema
 from typer.testing import CliRunner
 
 from dspkd import fileio
+from dspkd.cli import measuring
 from dspkd.cli.app import app
 from dspkd.devices import Completed, Device
 from dspkd.errors import DeviceError, GateError, InconclusiveError, OutputError, UsageError
 from dspkd_bench import agent, bench
-from dspkd_bench.bench import INTERRUPTED, BenchConfig, run_bench
+from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
+from dspkd_bench.recording import INTERRUPTED
 from dspkd_bench.subjects import Subject
 
 SOMEWHERE = {
@@ -91,6 +93,16 @@ def test_finished_rounds_outlive_an_interrupt(made_up, tmp_path):
     assert "one interleaved run" in done.stdout
 
 
+def test_results_outlive_a_reader_that_is_gone(made_up, tmp_path, monkeypatch):
+    def gone(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(measuring, "_show", gone)
+    out = tmp_path / "results.json"
+    measure("a", "b", "--seconds", 0.1, "--out", out)
+    check_schema(json.loads(out.read_text()))
+
+
 def test_without_being_asked_to_keep_them_an_interrupt_is_an_interrupt(made_up):
     made_up["b"] = interrupted_at(150)
     config = BenchConfig([Path("a"), Path("b")], memory=False, stop=StopRule(seconds=600))
@@ -113,7 +125,7 @@ def test_an_interrupt_while_memory_is_measured_keeps_all_latencies(made_up, monk
 def test_an_interrupt_before_the_first_round_leaves_no_file(made_up, tmp_path):
     made_up["b"] = interrupted_at(2)
     done = measure("a", "b", "--out", tmp_path / "results.json")
-    assert (done.exit_code, done.stderr) == (130, "dspkd: interrupted; nothing was measured yet\n")
+    assert (done.exit_code, done.stderr) == (130, "dspkd: interrupted; nothing is kept\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +172,7 @@ def test_an_interrupt_keeps_what_a_device_has_measured(made_up, monkeypatch, tmp
     done = measure("a", "--device", board.url, "--out", out)
     assert done.exit_code == 130 and board.closed
     if not rounds:
-        assert done.stderr == "dspkd: interrupted; nothing was measured yet\n" and not out.exists()
+        assert done.stderr == "dspkd: interrupted; nothing is kept\n" and not out.exists()
         return
     results = json.loads(out.read_text())
     check_schema(results)

@@ -25,6 +25,7 @@ from dspkd.fileio import ensure_dir
 from dspkd_bench import bench, runner_build
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
+from dspkd_bench.recording import INTERRUPTED
 from dspkd_bench.remote import Model, measure_remote, read_events
 
 __all__ = ["loopback"]
@@ -115,6 +116,16 @@ def test_what_the_agent_measured_is_kept_when_the_runner_cannot_be_made(board, m
         run = measure_remote(device, [program, model], QUICK, threads=1)
     assert len(run.series[1].ms) == 70 and "no C++ compiler" in run.interrupted
     assert left(board) == []
+
+
+def test_ctrl_c_while_the_runner_is_made_keeps_what_the_agent_measured(board, model, program, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner_build, "build_runner", interrupted)
+    with open_device(board.url) as device:
+        run = measure_remote(device, [program, model], QUICK, threads=1)
+    assert len(run.series[1].ms) == 70 and run.interrupted == INTERRUPTED
 
 
 def test_only_artifacts_go_to_a_device(board, tiny_student):

@@ -268,6 +268,8 @@ def test_two_devices_are_not_one(before, now, what):
 def test_what_a_device_does_not_say_is_no_difference():
     for one in (PIXEL, ORIN, measured_on("adb:1")):
         assert compare_with_baseline(one, one, max_regression=0.05)[0]["verdict"] == "pass"
+    nameless, named = measured_on("ssh://a", facts={"board": "Pi 5"}), measured_on("ssh://a", "Pi 5")
+    assert compare_with_baseline(nameless, named, max_regression=0.05)[0]["verdict"] == "pass"
     silent = measured_on("ssh://b", "ARMv8")
     assert compare_with_baseline(ORIN, silent, max_regression=0.05)[0]["verdict"] == "pass"
 

@@ -57,6 +57,13 @@ def test_what_decides_the_split_decides_what_is_decoded(dspkd, tiny_data, cache,
     assert code == 0, err
 
 
+def test_a_cache_of_its_own(dspkd, tiny_data, cache, tmp_path):
+    place = tmp_path / "elsewhere"
+    code, out, err = dspkd("data", "prepare", tiny_data, "--size", "32", "--set", f"data.cache_dir={place}")
+    assert code == 0, err
+    assert str(place) in out.replace("\n", "") and len(list(place.glob("*.npy"))) == 2 and not cache.exists()
+
+
 @pytest.mark.parametrize("key", ["data.workers=2", "data.root=other", "data.balance=0.5", "augment.flips=false"])
 def test_what_has_no_say_in_decoding(dspkd, tiny_data, cache, key):
     code, out, err = dspkd("data", "prepare", tiny_data, "--size", "32", "--set", key)

@@ -5,11 +5,11 @@
 //     dspkd_runner --cold [--threads N] [--input FILE.bin] model.pte
 //
 // --input is the picture for all models, or is given once for each in their order. It warms up, times the models in
-// turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. --cold only starts one model and
-// says how long that takes and what memory it needs. The program prints events, one JSON object a line: start, busy,
-// alive, cold, loaded, failed, output, began, times, state, sustained, end. Exit 0: measured, ended by SIGTERM, or busy; 2: bad
-// arguments; 4: no model could be run; 1: nobody reads any more. SIGALRM ends it if a call does not return on SIGTERM. `runner_build.py` compiles it
-// against the headers and libraries of the executorch wheel.
+// turns, and with --sustained runs each alone after --pause, by the rules of `agent.py`. --cold only starts one model
+// and says how long that takes and what memory it needs. The program prints events, one JSON object a line: start,
+// busy, alive, cold, loaded, failed, output, began, times, state, sustained, end. Exit 0: measured, ended by SIGTERM, or
+// busy; 2: bad arguments; 4: no model could be run; 1: nobody reads any more. SIGALRM ends it if a call does not return on
+// SIGTERM. `runner_build.py` compiles it against the headers and libraries of the executorch wheel.
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -519,7 +519,8 @@ std::string start_model(Model& model, const std::optional<Picture>& given, std::
   return fault;
 }
 
-// In a process that does nothing else, since the peak of its memory is that of all it ever did. Empty, or what is wrong.
+// In a process that does nothing else, since the peak of its memory is that of all it ever did. Empty, or what is
+// wrong.
 std::string measure_cold(const std::string& path, const std::optional<Picture>& given) {
   Model model(path);
   std::string took;

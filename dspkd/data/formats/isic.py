@@ -130,8 +130,9 @@ def read_isic(root: Path, classes: Sequence[str] | None, report: Report, *, need
         path = only_one(root, fitting(csv_files(root, "metadata"), labels.word, SETS), "metadata")
         if path not in metadata:
             metadata[path], row_of[path] = read_metadata(path, report), {}
-        row_of[path] |= {image: image if image in metadata[path] else None for image in labels.rows}
-        samples += _samples(root, labels, chosen, metadata[path], report, need_files)
+        made = list(_samples(root, labels, chosen, metadata[path], report, need_files))
+        row_of[path] |= {s.image_id: s.image_id if s.image_id in metadata[path] else None for s in made}
+        samples += made
     for path, rows in metadata.items():
         remarks += report_metadata(root, path, rows, row_of[path], report)
     return Table(root, tuple(chosen), tuple(samples), LAYOUT, tuple(remarks))
