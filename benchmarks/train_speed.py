@@ -2,7 +2,7 @@
 
 python benchmarks/train_speed.py [--teacher res2net101_26w_4s] [--student shufflenet_v2_x1_0] [--size 224]
                                  [--batch-size 64] [--rounds 3] [--steps 2] [--threads N] [--device cpu]
-                                 [--under "COMMAND"] [--only NAME ...]
+                                 [--under "COMMAND"] [--only NAME ...] [--every-method]
 python benchmarks/train_speed.py --cache
 
 The textbook loop is the usual one (mdistiller's, for instance): float32, NCHW, ImageFolder and transforms of
@@ -13,7 +13,9 @@ and number of loader workers. Random weights and random stored answers: neither 
 Every measurement is a process of its own, so that its peak is its own: one step that is not timed, then `--steps`, and
 more until eight seconds are full. The ways take turns, and a ratio is taken within a round. CPU time (with that of the
 loader's workers) is there because neighbours on the machine move it less. `--under` stands before each process
-(taskset, flock, nice). `--cache` fills a teacher cache as large as the paper's recipe needs and says how
+(taskset, flock, nice). `--every-method` adds those beside DSP-KD's own stages, at the price of as many processes again.
+What the rates come to for the paper's recipe stands below the table: images x epochs / (images/s), with nothing but
+training in it. `--cache` fills a teacher cache as large as the paper's recipe needs and says how
 large it is and how long it takes to open. Prints Markdown.
 """
 
@@ -48,7 +50,7 @@ from dspkd.data.pixels import cached_pixels
 from dspkd.data.sources import read_table
 from dspkd.data.synthetic import make_synthetic_set
 from dspkd.data.table import Table
-from dspkd.data.views import VIEWS_PER_EPOCH, TrainingViews, ViewLoader
+from dspkd.data.views import VIEWS_PER_EPOCH, TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS, StepInputs
 from dspkd.distill.base import LOGITS
 from dspkd.models import Architecture, FeatureTaps, pretrained_preprocess
@@ -72,6 +74,8 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "stage 1": ("hf_masked_generation", {}),
     "stage 1, 256 wide": ("hf_masked_generation", {"generator_width": 256}),
 }
+# The paper's recipe (section 4): all of ISIC 2019, so many epochs in each of two stages.
+RECIPE_IMAGES, RECIPE_EPOCHS = 25_331, 120
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ WAYS = [
     *(Way(stage, how) for stage in STAGES if stage != "alone" for how in ("textbook", "online", "cached")),
     *(Way(stage, how, "bfloat16") for stage in ("stage 2", "stage 1, 256 wide") for how in ("online", "cached")),
 ]
+OTHERS = {
+    name: (name, {})
+    for name, method in METHODS.items()
+    if method.needs_teacher and name not in {own for own, _ in STAGES.values()}
+}
+WAYS_OF_OTHERS = [Way(stage, how) for stage in OTHERS for how in ("textbook", "online", "cached")]
 
 
 def measured(way: Way, args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -171,6 +181,8 @@ def our_steps(way: Way, args: argparse.Namespace, folder: Path) -> Iterator[None
     table = read_table(folder / "set")
     views, sampler = _views(table, args, folder)
     loader = ViewLoader(views, sampler, batch_size=args.batch_size, workers=args.workers)
+    if way.how == "cached" and method.teacher_reads is None:
+        raise SystemExit(f"{way.stage}: the teacher's answers cannot be stored for this method")
     answers = _answers(task, views, sampler, folder) if way.how == "cached" else None
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -189,7 +201,7 @@ def our_steps(way: Way, args: argparse.Namespace, folder: Path) -> Iterator[None
 
 
 def _networks(way: Way, args: argparse.Namespace, memory_format: torch.memory_format) -> tuple[nn.Module, Any, Any]:
-    name, settings = STAGES[way.stage]
+    name, settings = (STAGES | OTHERS)[way.stage]
     method_class = METHODS[name]
     architecture, classes = Architecture(args.student), tuple("ABCDEFGH")
     student = architecture.build(len(classes)).to(memory_format=memory_format)  # type: ignore[call-overload]
@@ -207,9 +219,9 @@ def _views(table: Table, args: argparse.Namespace, folder: Path) -> tuple[Traini
     form = Preprocess(size=training_size(args.size))
     pixels = cached_pixels(table, form, for_training=True, cache_dir=folder / "pixels")
     ids = [sample.image_id for sample in table.samples]
-    views = TrainingViews(
-        pixels, table.labels, ids, size=args.size, seed=0, config=AugmentConfig(), device=torch.device(args.device)
-    )
+    device = torch.device(args.device)
+    there = resident(pixels, device)
+    views = TrainingViews(there, table.labels, ids, size=args.size, seed=0, config=AugmentConfig(), device=device)
     return views, Draws(np.arange(len(table)), table.labels, balance=0.0, seed=0)
 
 
@@ -330,7 +342,7 @@ def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
         "the same in CPU time | peak memory, GiB |"
     )
     print("|---|---|---|---|---|---|---|")
-    for way in WAYS:
+    for way in [*WAYS, *WAYS_OF_OTHERS]:
         values = [r[way.name] for r in rounds if way.name in r]
         if values:
             cells = [
@@ -341,6 +353,22 @@ def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
                 f"{max(v['peak_gib'] for v in values):.2f}",
             ]
             print(f"| {' | '.join(cells)} |")
+
+
+def print_recipe(rounds: list[dict[str, dict[str, float]]]) -> None:
+    images = RECIPE_IMAGES * RECIPE_EPOCHS
+    lines = []
+    for first in ("stage 1", "stage 1, 256 wide"):
+        for how, precision in [(way.how, way.precision) for way in WAYS if way.stage == "stage 2"]:
+            names = [Way(stage, how, precision).name for stage in (first, "stage 2")]
+            hours = [
+                sum(images / r[name]["images_per_s"] for name in names) / 3600 for r in rounds if r.keys() >= {*names}
+            ]
+            if hours:
+                lines.append(f"| {' + '.join(names)} | {spread(hours, 2)} |")
+    if lines:
+        print(f"\nThe paper's recipe, {RECIPE_IMAGES} images, {RECIPE_EPOCHS} epochs a stage, by these rates:\n")
+        print("| stages | hours [rounds] |\n|---|---|", *lines, sep="\n")
 
 
 def main() -> None:
@@ -356,7 +384,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--once", action="store_true", help="exactly --steps steps: for the memory alone")
     parser.add_argument("--under", default="", help="a command that each measuring process runs under")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(way.name for way in WAYS))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(w.name for w in [*WAYS, *WAYS_OF_OTHERS]))
+    parser.add_argument("--every-method", action="store_true", help="those beside DSP-KD's own stages too")
     parser.add_argument("--cache", action="store_true", help="the size and the opening of a cache instead")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -364,7 +393,8 @@ def main() -> None:
     if args.cache:
         print_cache_figures()
         return
-    ways = {way.name: way for way in WAYS if not args.only or way.name in args.only}
+    known = [*WAYS, *WAYS_OF_OTHERS] if args.only or args.every_method or args.measure else WAYS
+    ways = {way.name: way for way in known if not args.only or way.name in args.only}
     if args.measure:
         with contextlib.redirect_stdout(sys.stderr):
             values = measured(ways[args.measure], args, args.folder)
@@ -374,6 +404,7 @@ def main() -> None:
     names = ("teacher", "student", "size", "batch_size", "steps", "threads", "workers", "device")
     flags = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     flags += ["--once"] if args.once else []
+    flags += ["--every-method"] if args.every_method else []
     where = torch.cuda.get_device_name() if args.device == "cuda" else describe_environment(args.threads)["cpu"]
     print(
         f"{args.teacher} -> {args.student}, {args.size} px, batch {args.batch_size}, {where}, {args.threads} threads, "
@@ -391,6 +422,7 @@ def main() -> None:
                     rounds[-1][way.name] = values
                     print(f"round {number + 1}, {way.name}: {values}", file=sys.stderr, flush=True)
         print_table(rounds)
+        print_recipe(rounds)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dspkd.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from dspkd.student import Student, StudentCard
 from dspkd.train.task import Normalise, StageTask, method_context
 
-SIZE, CLASSES, STEPS, BATCH = 64, ("A", "B", "C"), 30, 8
+SIZE, CLASSES, STEPS, BATCH = 64, ("A", "B", "C"), 50, 8
 PREPROCESS = Preprocess(size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
