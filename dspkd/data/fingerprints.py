@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from dspkd.data.near_duplicates import THUMBNAIL, find_near_duplicates
@@ -133,9 +134,13 @@ def duplicate_images(
     known = _read_pairs(path)
     if known is not None:
         return known
-    pairs = find_duplicates(take_fingerprints(table, progress=progress), progress=progress)
-    found = [(table.samples[p.first].image_id, table.samples[p.second].image_id) for p in pairs]
-    write_json(path, found)
+    # Of several processes one looks and the others wait for what it finds.
+    with FileLock(path.with_suffix(".lock")):
+        if (known := _read_pairs(path)) is not None:
+            return known
+        pairs = find_duplicates(take_fingerprints(table, progress=progress), progress=progress)
+        found = [(table.samples[p.first].image_id, table.samples[p.second].image_id) for p in pairs]
+        write_json(path, found)
     return found
 
 

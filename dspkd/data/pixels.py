@@ -259,9 +259,11 @@ def file_states(table: Table) -> list[list[str | int]]:
     """
     states: list[list[str | int]] = []
     for sample in table.samples:
+        # The same file from another working folder is the same.
+        place = str(sample.path.absolute())
         try:
             stat = picture_file(sample.path).stat()
-            states.append([sample.image_id, str(sample.path), stat.st_size, stat.st_mtime_ns])
+            states.append([sample.image_id, place, stat.st_size, stat.st_mtime_ns])
         except OSError:
-            states.append([sample.image_id, str(sample.path), -1, -1])
+            states.append([sample.image_id, place, -1, -1])
     return states

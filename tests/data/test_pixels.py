@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,21 +199,27 @@ def test_a_damaged_cache_is_refused(table, cache, damage):
         cached_pixels(table, Preprocess(size=16), cache_dir=cache)
 
 
-def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_the_same_files_under_a_relative_path_are_the_same(table, cache, tmp_path, monkeypatch):
+    cached_pixels(table, Preprocess(size=16), cache_dir=cache)
+    monkeypatch.chdir(tmp_path)
+    here = tuple(replace(sample, path=Path(sample.path.name)) for sample in table.samples)
+    cached_pixels(replace(table, root=Path(), samples=here), Preprocess(size=16), cache_dir=cache)
+    assert len(list(cache.glob("*.npy"))) == 1
 
-    monkeypatch.setattr(module.os, "posix_fallocate", full)
+
+def disk_is_full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_one_sentence(table, cache, monkeypatch):
+    monkeypatch.setattr(module.os, "posix_fallocate", disk_is_full)
     with pytest.raises(OutputError, match="No space left"):
         cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     assert not list(cache.glob("*.npy"))
 
 
 def test_a_disk_that_fills_up_while_decoding_is_one_sentence(table, cache, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module.os, "pwrite", full)
+    monkeypatch.setattr(module.os, "pwrite", disk_is_full)
     with pytest.raises(OutputError, match="No space left"):
         cached_pixels(table, Preprocess(size=16), cache_dir=cache)
     monkeypatch.undo()
