@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,11 +67,21 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     fabric = make_fabric(config.device, config.precision)
     # Only when every process has looked at the folder may the first one write there.
     fabric.barrier()
+    folders = (out, (out / LAST).parent)
+    new = [folder for folder in folders if not folder.exists()]
     if is_first_process():
-        for folder in (out, (out / LAST).parent):
+        for folder in folders:
             remove_leftovers(ensure_dir(folder))
-    with _deterministic(config.deterministic):
-        return _Run(config, fabric, reporter).carry_out(resume)
+    try:
+        with _deterministic(config.deterministic):
+            return _Run(config, fabric, reporter).carry_out(resume)
+    except BaseException:
+        if is_first_process():
+            # A start that failed before anything was written leaves no folder.
+            for folder in reversed(new):
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def test_missing_data_folder(refused, lively_student, tmp_path):
     missing = tmp_path / "missing"
     # Nothing was said before: the line is the whole of stderr.
     assert refused(1, missing, *TRAIN, "--data", missing, "--out", tmp_path / "run") == []
+    assert not (tmp_path / "run").exists()
     assert refused(1, missing, "eval", lively_student, "--data", missing) == []
 
 
