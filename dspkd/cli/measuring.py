@@ -62,7 +62,7 @@ def bench(
 
     Needs model folders: artifacts run on their own runtime, runs and students in PyTorch. To compare on the same
     runtime export the teacher too. On another device only artifacts are measured, and --teacher only says which of
-    them is the teacher. Prints a table with the ratios; writes --out, if asked. Ctrl-C keeps the rounds that are done.
+    them is the teacher. Prints a table with the ratios. Writes --out, if asked. Ctrl-C keeps the rounds that are done.
     """
     from dspkd.fileio import ensure_file, write_json
     from dspkd_bench.bench import BenchConfig, run_bench
