@@ -122,6 +122,6 @@ def test_what_was_found_is_kept_until_a_file_changes(folders, tmp_path, monkeypa
 
 def test_a_spoiled_cache_is_made_again(folders, tmp_path):
     pairs = duplicate_images(read_table(folders), cache_dir=tmp_path / "cache")
-    (path,) = (tmp_path / "cache").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.json")
     path.write_text("[[1")
     assert duplicate_images(read_table(folders), cache_dir=tmp_path / "cache") == pairs
