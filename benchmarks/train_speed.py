@@ -103,7 +103,7 @@ OTHERS = {
     for name, method in METHODS.items()
     if method.needs_teacher and name not in {own for own, _ in STAGES.values()}
 }
-WAYS_OF_OTHERS = [Way(stage, how) for stage in OTHERS for how in ("textbook", "online", "cached")]
+EVERY_WAY = [*WAYS, *(Way(stage, how) for stage in OTHERS for how in ("textbook", "online", "cached"))]
 
 
 def measured(way: Way, args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -342,7 +342,7 @@ def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
         "the same in CPU time | peak memory, GiB |"
     )
     print("|---|---|---|---|---|---|---|")
-    for way in [*WAYS, *WAYS_OF_OTHERS]:
+    for way in EVERY_WAY:
         values = [r[way.name] for r in rounds if way.name in r]
         if values:
             cells = [
@@ -384,7 +384,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--once", action="store_true", help="exactly --steps steps: for the memory alone")
     parser.add_argument("--under", default="", help="a command that each measuring process runs under")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(w.name for w in [*WAYS, *WAYS_OF_OTHERS]))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(way.name for way in EVERY_WAY))
     parser.add_argument("--every-method", action="store_true", help="those beside DSP-KD's own stages too")
     parser.add_argument("--cache", action="store_true", help="the size and the opening of a cache instead")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -393,7 +393,7 @@ def main() -> None:
     if args.cache:
         print_cache_figures()
         return
-    known = [*WAYS, *WAYS_OF_OTHERS] if args.only or args.every_method or args.measure else WAYS
+    known = EVERY_WAY if args.only or args.every_method or args.measure else WAYS
     ways = {way.name: way for way in known if not args.only or way.name in args.only}
     if args.measure:
         with contextlib.redirect_stdout(sys.stderr):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dspkd.errors import DeviceError, VerificationError
+from dspkd.errors import DeviceError, VerificationError, first_fault
 from dspkd.fileio import read_sealed_json, sha256_file, write_sealed_json
 from dspkd.preprocess import Preprocess
 
@@ -111,9 +111,8 @@ def load_artifact(folder: Path) -> Artifact:
     try:
         card = ArtifactCard.model_validate(value)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise VerificationError(f"{folder / CARD} is malformed: {key}: {fault['msg']}") from error
+        fault = first_fault(error, with_value=False)
+        raise VerificationError(f"{folder / CARD} is malformed: {fault}") from error
     for name, record in card.files.items():
         file = folder / name
         # A manifest may come from anywhere: it must not make us read outside its own folder.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dspkd.cleaning import Cleaning
-from dspkd.errors import ConfigError
+from dspkd.errors import ConfigError, first_fault
 from dspkd.stored_form import StoredForm
 
 __all__ = [
@@ -187,9 +187,7 @@ class RunConfig(_Frozen, StoredForm):
                 settings = METHODS[stage.method].Settings.model_validate(stage.settings)
             except ValidationError as error:
                 # Left alone, pydantic would merge it into this list's own error and lose which stage it was.
-                fault = error.errors()[0]
-                key = ".".join(str(part) for part in (index, "settings", *fault["loc"]))
-                raise ValueError(f"{key}: {fault['msg']} (got {fault.get('input')!r})") from error
+                raise ValueError(first_fault(error, index, "settings")) from error
             wanted = METHODS[stage.method].predecessor(settings)
             if wanted not in (None, before):
                 raise ValueError(f"{index}: {stage.method} goes on from a stage {wanted}: put one right before it")
@@ -246,9 +244,7 @@ def parse_run_config(values: Mapping[str, Any], *, origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"]) or "the configuration"
-        raise ConfigError(f"{origin}: {key}: {fault['msg']} (got {fault.get('input')!r})") from error
+        raise ConfigError(f"{origin}: {first_fault(error, whole='the configuration')}") from error
 
 
 def to_toml(config: RunConfig) -> str:

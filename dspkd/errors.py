@@ -19,6 +19,11 @@ a traceback means a bug in dspkd.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -32,6 +37,7 @@ __all__ = [
     "OutputError",
     "UsageError",
     "VerificationError",
+    "first_fault",
 ]
 
 
@@ -91,3 +97,12 @@ class DeviceError(DspkdError):
 
 class InconclusiveError(DspkdError):
     exit_code = 6
+
+
+def first_fault(error: ValidationError, *under: object, whole: str = "all of it", with_value: bool = True) -> str:
+    """The first thing that pydantic found wrong, as `key: what (got value)`. `under` are the keys of the tables that it
+    lies in, and `whole` is said where no key is to blame.
+    """
+    fault = error.errors()[0]
+    key = ".".join(map(str, (*under, *fault["loc"]))) or whole
+    return f"{key}: {fault['msg']}" + (f" (got {fault.get('input')!r})" if with_value else "")

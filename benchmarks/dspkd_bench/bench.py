@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from dspkd.artifact import GOLDEN
-from dspkd.devices import Completed, Device, open_device
+from dspkd.devices import Device, open_device
 from dspkd.errors import DeviceError, DspkdError, UsageError
 from dspkd.models import create_model
 from dspkd.preprocess import resize_square
@@ -26,6 +25,7 @@ from dspkd.student import load_student
 from dspkd_bench.agent import Plan, Rule, batched_call, describe, measure_calls, pin
 from dspkd_bench.complexity import count
 from dspkd_bench.environment import describe_environment, facts, load_average
+from dspkd_bench.interruptible import Interruptible
 from dspkd_bench.latency import Series, StopRule, latency_summary, ratio_of_medians, thinned
 from dspkd_bench.memory import measure_memory, memory_record
 from dspkd_bench.peers import stock_subjects
@@ -33,6 +33,7 @@ from dspkd_bench.phone import watch_phone
 from dspkd_bench.recording import INTERRUPTED, Recording
 from dspkd_bench.remote import Model, measure_remote
 from dspkd_bench.statistics import Verdict, flags, judge, overall, with_doubts
+from dspkd_bench.subject_names import absolute_path, unique_names
 from dspkd_bench.subjects import Batched, ProviderError, Subject, open_batched, open_subject
 from dspkd_bench.under_load import power_trace, shown_states, under_load
 
@@ -113,7 +114,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     # A folder that is given twice, however it is spelt, is one subject.
     folders: dict[Path, Path] = {}
     for folder in (*teacher, *config.folders):
-        folders.setdefault(_absolute(folder), folder)
+        folders.setdefault(absolute_path(folder), folder)
     with _pinned(config.cores if here else None):
         results = _run(list(folders.values()), teacher_sha256, config, here, progress)
     if results["interrupted"] == INTERRUPTED and not config.keep_interrupted:
@@ -159,7 +160,7 @@ def _run(
         )
     with stock_subjects(networks, config.peers, threads=config.threads) as (peers, unbuilt):
         subjects += peers
-        named = dict(zip(_unique_names(subjects), subjects, strict=True))
+        named = dict(zip(unique_names(subjects), subjects, strict=True))
         measured = (_measure_here if here else _measure_there)(named, config, progress)
         results = _results(named, measured, config)
     for name, message in (unopened | unbuilt).items():
@@ -247,36 +248,6 @@ def _cold_here(subject: Subject, threads: int) -> dict[str, Any]:
     return {key: memory.pop(key) for key in ("load_ms", "first_inference_ms")} | {"memory": memory} if memory else {}
 
 
-class _Interruptible:
-    """A device whose connection counts as lost on Ctrl-C: then what it has measured before is kept in the same way."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.interrupted = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
-
-    def push(self, local: Path, remote_name: str) -> None:
-        with self._lost_if_interrupted():
-            self._device.push(local, remote_name)
-
-    def run(self, argv: Sequence[str], *, timeout: float | None = None, stdout: IO[bytes] | None = None) -> Completed:
-        with self._lost_if_interrupted():
-            return self._device.run(argv, timeout=timeout, stdout=stdout)
-
-    @contextmanager
-    def _lost_if_interrupted(self) -> Iterator[None]:
-        # Who takes a lost connection lightly would else go on with what was to be ended.
-        if self.interrupted:
-            raise DeviceError(INTERRUPTED)
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            self.interrupted = True
-            raise DeviceError(INTERRUPTED) from error
-
-
 def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Progress | None) -> _Measured:
     models = [
         Model(subject.model_file, subject.target, _picture(subject), subject.batch_file, subject.provider)
@@ -285,7 +256,7 @@ def _measure_there(named: dict[str, Subject], config: BenchConfig, progress: Pro
     if progress:
         progress(0, 1, f"measuring on {config.device}")
     with open_device(config.device) as device, watch_phone(device) as phone:
-        url, interruptible = device.url, _Interruptible(device)
+        url, interruptible = device.url, Interruptible(device)
         try:
             run = measure_remote(
                 cast(Device, interruptible),
@@ -411,35 +382,6 @@ def _results(named: dict[str, Subject], measured: _Measured, config: BenchConfig
         "failed": _failed(run, names, list(named.values()), config),
         "interrupted": run.interrupted,
     }
-
-
-def _unique_names(subjects: Sequence[Subject]) -> list[str]:
-    """Names as they are; those that several subjects share with as much of the end of the path as tells them apart."""
-    sharing = Counter(subject.name for subject in subjects)
-    tails = {
-        name: _unique_tails({_absolute(subject.path) for subject in subjects if subject.name == name})
-        for name, number in sharing.items()
-        if number > 1
-    }
-    return [
-        f"{subject.name} ({tails[subject.name][_absolute(subject.path)]})" if subject.name in tails else subject.name
-        for subject in subjects
-    ]
-
-
-def _unique_tails(paths: Collection[Path]) -> dict[Path, str]:
-    """For each the fewest last parts that no other one ends in; the whole path where another one ends in that."""
-    tails = {}
-    for path in paths:
-        ends = ["/".join(path.parts[-depth:]) for depth in range(1, len(path.parts))] + [str(path)]
-        others = ["/".join(("", *other.parts[1:])) for other in paths if other != path]
-        tails[path] = next(end for end in ends if end == str(path) or not any(o.endswith(f"/{end}") for o in others))
-    return tails
-
-
-def _absolute(path: Path) -> Path:
-    """Without following links: two links to one folder are two names that somebody gave."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _call(subject: Subject, pixels: np.ndarray | None) -> Callable[[], object]:

@@ -68,10 +68,13 @@ def measure_remote(
         if not native and not device.runs_python:
             whole.failed.update(dict.fromkeys(part, "it needs a Python, which a phone does not have"))
             continue
-        measure = _with_runner if native else _with_agent
         own = [models[i] for i in part]
         try:
-            run = measure(device, own, plan, threads=threads, cores=cores, cold=cold, patience_s=patience_s)
+            if native:
+                run = _with_runner(device, own, plan, patience_s, threads=threads, cores=cores, cold=cold)
+            else:
+                command = _send_agent(device, own, plan, threads=threads, cores=cores, cold=cold)
+                run = _measure(device, command, patience_s)
         except (DspkdError, KeyboardInterrupt) as error:
             if not whole.series:
                 raise
@@ -81,29 +84,15 @@ def measure_remote(
     return whole
 
 
-def _with_agent(
-    device: Device,
-    models: Sequence[Model],
-    plan: agent.Plan,
-    *,
-    threads: int,
-    cores: Sequence[int] | None,
-    cold: bool,
-    patience_s: float,
-) -> Recording:
-    command = _send_agent(device, models, plan, threads=threads, cores=cores, cold=cold)
-    return _measure(device, command, patience_s)
-
-
 def _with_runner(
     device: Device,
     models: Sequence[Model],
     plan: agent.Plan,
+    patience_s: float,
     *,
     threads: int,
     cores: Sequence[int] | None,
     cold: bool,
-    patience_s: float,
 ) -> Recording:
     runner = [*_taskset(cores), *_send_runner(device, models)]
     apart = _measure_cold(device, runner, len(models), threads) if cold else {}

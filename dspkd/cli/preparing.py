@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from dspkd.cli.common import print_json, reporting, say
-from dspkd.errors import ConfigError, UsageError
+from dspkd.errors import ConfigError, UsageError, first_fault
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -113,6 +113,4 @@ def _validated(model: type[Model], table: str, values: object) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join([table, *map(str, fault["loc"])])
-        raise ConfigError(f"--set: {key}: {fault['msg']} (got {fault.get('input')!r})") from error
+        raise ConfigError(f"--set: {first_fault(error, table)}") from error

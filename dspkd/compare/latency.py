@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dspkd.errors import DataError
+from dspkd.errors import DataError, first_fault
 
 __all__ = ["Bench", "latency_rows", "parse_bench"]
 
@@ -83,11 +83,8 @@ def parse_bench(values: Mapping[str, Any], *, origin: str) -> Bench:
     try:
         return Bench.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise DataError(
-            f"{origin}: {key}: {fault['msg']}", hint="measure again with `dspkd bench --out FILE`"
-        ) from error
+        fault = first_fault(error, with_value=False)
+        raise DataError(f"{origin}: {fault}", hint="measure again with `dspkd bench --out FILE`") from error
 
 
 def latency_rows(

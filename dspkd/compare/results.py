@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
-import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,15 +15,15 @@ from dspkd.compare.execution import is_finished, read_failures
 from dspkd.compare.latency import Bench, latency_rows
 from dspkd.compare.plan import Cell, Plan, student_epochs
 from dspkd.compare.statistics import Difference, Gap, gap_closed, holm, paired_difference
+from dspkd.compare.stored_runs import StoredRun, most_agreed_on, read_run
 from dspkd.errors import DataError, DspkdError, OutputError
-from dspkd.student import StudentCard, is_student_dir, load_card
+from dspkd.student import StudentCard, is_student_dir
 from dspkd.train.metrics import headline_metrics, lesion_draws, per_class_metrics, weighted_confusions
 
 __all__ = ["HEADLINE", "RESULTS_SCHEMA_VERSION", "Collected", "collect"]
 
 RESULTS_SCHEMA_VERSION = 1
 REPETITIONS = 2000
-PREDICTION_COLUMNS = ("image", "lesion", "label", "predicted")
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision", "macro_specificity")
 NOT_FINISHED = "not finished"
 AGAIN = "remove the run's folder to make it again"
@@ -46,29 +42,6 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """A finished run as it lies in its folder; a column of its predictions has one entry for each image."""
-
-    card: StudentCard
-    predictions: Path
-    images: tuple[str, ...]
-    lesions: tuple[str, ...]
-    labels: tuple[str, ...]
-    predicted: tuple[str, ...]
-    history: list[dict[str, Any]]
-
-    @property
-    def split_sha256(self) -> str | None:
-        value: str | None = self.card.data.get("split_sha256")
-        return value
-
-    @property
-    def judged_on(self) -> tuple[Any, ...]:
-        """What the runs of one table have in common."""
-        return self.split_sha256, self.card.classes, self.images, self.labels, self.lesions
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     """A finished run as the tables need it."""
 
@@ -83,7 +56,7 @@ class _Run:
 class _Frame:
     """The images that all runs are judged on: the same for all, in the same order, with the same draws of lesions."""
 
-    def __init__(self, run: _Stored) -> None:
+    def __init__(self, run: StoredRun) -> None:
         self.images, self.truth, self.classes = run.images, run.labels, run.card.classes
         self.split_sha256 = run.split_sha256
         self.group_index, draws = lesion_draws(run.lesions, REPETITIONS)
@@ -94,7 +67,7 @@ class _Frame:
     def lesion_count(self) -> int:
         return int(self.weights.shape[1])
 
-    def judge(self, run: _Stored) -> _Run:
+    def judge(self, run: StoredRun) -> _Run:
         """Confusion matrix and metrics of stored predictions. Raises DataError if they are of other images."""
         index = {name: k for k, name in enumerate(self.classes)}
         if run.images != self.images or run.labels != self.truth or not index.keys() >= {*run.predicted}:
@@ -173,7 +146,7 @@ class _Collector:
     def _read(self) -> None:
         stored = self._read_cells()
         if stored:
-            self.frame = _Frame(_the_most_agreed_on(list(stored.values())))
+            self.frame = _Frame(most_agreed_on(list(stored.values())))
         for cell in self.plan.cells:
             run = self._judge(cell.name, stored[cell.name], same_split=True) if cell.name in stored else None
             if run is None:
@@ -185,13 +158,13 @@ class _Collector:
             if spec.run is not None and (run := self._read_given_teacher(name)):
                 self.teachers[name] = run
 
-    def _read_cells(self) -> dict[str, _Stored]:
+    def _read_cells(self) -> dict[str, StoredRun]:
         failures = read_failures(self.plan)
-        stored: dict[str, _Stored] = {}
+        stored: dict[str, StoredRun] = {}
         for cell in self.plan.cells:
             try:
                 if is_finished(cell):
-                    stored[cell.name] = _read_run(cell.config.out, self.part)
+                    stored[cell.name] = read_run(cell.config.out, self.part)
                 else:
                     self._leave_out(cell.name, failures.get(cell.name, NOT_FINISHED))
             except OutputError as error:
@@ -205,13 +178,13 @@ class _Collector:
         run, folder = f"teacher {name}", self.plan.teacher_folders[name]
         try:
             if is_student_dir(folder):
-                return self._judge(run, _read_run(folder, self.part), same_split=False)
+                return self._judge(run, read_run(folder, self.part), same_split=False)
             self._leave_out(run, "there is no finished run")
         except DspkdError as error:
             self._leave_out(run, error.message)
         return None
 
-    def _judge(self, name: str, stored: _Stored, *, same_split: bool) -> _Run | None:
+    def _judge(self, name: str, stored: StoredRun, *, same_split: bool) -> _Run | None:
         if self.frame is None:
             return None
         if same_split and stored.split_sha256 != self.frame.split_sha256:
@@ -433,54 +406,6 @@ class _Collector:
             "training_seconds": _training_seconds(run),
             "metrics": {name: float(values[0]) for name, values in run.metrics.items()},
         }
-
-
-def _the_most_agreed_on(runs: Sequence[_Stored]) -> _Stored:
-    """A run that is judged on what most runs are judged on; among equals, the one with the most images."""
-    agreeing = Counter(run.judged_on for run in runs)
-    return max(runs, key=lambda run: (agreeing[run.judged_on], len(run.images)))
-
-
-def _read_run(folder: Path, part: str) -> _Stored:
-    """A run and its predictions of `part`. Raises DspkdError naming the file that is missing or damaged."""
-    card = load_card(folder)
-    predictions = folder / f"predictions-{part}.csv"
-    images, lesions, labels, predicted = _read_predictions(predictions, card.classes)
-    return _Stored(card, predictions, images, lesions, labels, predicted, _read_history(folder / "metrics.jsonl"))
-
-
-def _read_predictions(path: Path, classes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Image, lesion, true and predicted class of each image, as four columns."""
-    try:
-        with path.open(newline="", encoding="utf-8") as f:
-            rows: list[list[str | None]] = [[row.get(name) for name in PREDICTION_COLUMNS] for row in csv.DictReader(f)]
-    except FileNotFoundError as error:
-        raise DataError(f"its predictions are missing ({path.name})") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not rows:
-        raise DataError(f"{path} holds no predictions")
-    for number, row in enumerate(rows, start=1):
-        if None in row or not {*row[2:]} <= {*classes}:
-            raise DataError(f"{path}: row {number} is no image with a label and a prediction of the run's classes")
-    # Interned, since all runs repeat the same names and are held at once.
-    return [tuple(sys.intern(str(entry)) for entry in column) for column in zip(*rows, strict=True)]
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    history = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            history.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(f"{path}: line {number} is no JSON, so the file was cut or changed") from error
-    return history
 
 
 def _shown(path: Path) -> str:

@@ -125,38 +125,40 @@ class PixelCache:
     def _decode(self, positions: np.ndarray, progress: Progress | None) -> None:
         marks = np.memmap(self.done_path, dtype=np.uint8, mode="r+")
         header = self.open().offset
-        file = os.open(self.path, os.O_RDWR)
 
         def store(there: list[int]) -> None:
             os.fsync(file)
             marks[there] = 1
             marks.flush()
 
-        try:
-            # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
-            # processes.
-            with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(os.cpu_count()) as pool:
-                stored: list[Future[None]] = []
-                for start in range(0, len(positions), BLOCK):
-                    block = positions[start : start + BLOCK]
-                    futures = [pool.submit(self._decode_one, file, header, int(i)) for i in block]
-                    try:
-                        for done, future in enumerate(futures, start=start + 1):
-                            future.result()
-                            if progress and (done % 64 == 0 or done == len(positions)):
-                                progress(done, len(positions), f"decoding images at {self.preprocess.size} px")
-                    except BaseException:
-                        pool.shutdown(wait=True, cancel_futures=True)
-                        raise
-                    finally:
-                        # Reaches the disk while the next block is decoded.
-                        there = [i for i, f in zip(block, futures, strict=True) if _succeeded(f)]
-                        stored.append(disk.submit(store, there))
-                    for earlier in stored[:-1]:
-                        earlier.result()
-                stored[-1].result()
-        finally:
-            os.close(file)
+        # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
+        # processes.
+        with (
+            self.path.open("rb+", buffering=0) as opened,
+            ThreadPoolExecutor(1) as disk,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            file = opened.fileno()
+            stored: Future[None] | None = None
+            for start in range(0, len(positions), BLOCK):
+                block = positions[start : start + BLOCK]
+                futures = [pool.submit(self._decode_one, file, header, int(i)) for i in block]
+                try:
+                    for done, future in enumerate(futures, start=start + 1):
+                        future.result()
+                        if progress and (done % 64 == 0 or done == len(positions)):
+                            progress(done, len(positions), f"decoding images at {self.preprocess.size} px")
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+                finally:
+                    # Reaches the disk while the next block is decoded.
+                    there = [i for i, f in zip(block, futures, strict=True) if _succeeded(f)]
+                    before, stored = stored, disk.submit(store, there)
+                if before is not None:
+                    before.result()
+            if stored is not None:
+                stored.result()
 
     def _decode_one(self, file: int, header: int, index: int) -> None:
         sample, wanted = self.table.samples[index], self.preprocess

@@ -22,6 +22,7 @@ from dspkd_bench.agent import batched_call
 from dspkd_bench.bench import BenchConfig, run_bench
 from dspkd_bench.latency import StopRule
 from dspkd_bench.memory import measure_memory
+from dspkd_bench.subject_names import unique_tails
 from dspkd_bench.subjects import Batched, open_batched, open_subject
 from dspkd_bench.table import results_table
 
@@ -86,7 +87,7 @@ def test_folders_of_one_name_are_all_measured_and_told_apart_in_any_order(networ
 
 def test_the_end_of_a_path_that_another_one_ends_in_too_is_given_whole():
     inner, outer = Path("/a/fp32"), Path("/x/a/fp32")
-    assert bench._unique_tails([inner, outer]) == {inner: "/a/fp32", outer: "x/a/fp32"}
+    assert unique_tails([inner, outer]) == {inner: "/a/fp32", outer: "x/a/fp32"}
 
 
 def test_real_pictures_are_resized_to_each_network(networks):

@@ -17,6 +17,7 @@ from dspkd.devices import Completed, Device
 from dspkd.errors import DeviceError, GateError, InconclusiveError, OutputError, UsageError
 from dspkd_bench import agent, bench
 from dspkd_bench.bench import BenchConfig, run_bench
+from dspkd_bench.interruptible import Interruptible
 from dspkd_bench.latency import StopRule
 from dspkd_bench.recording import INTERRUPTED
 from dspkd_bench.subjects import Subject
@@ -181,7 +182,7 @@ def test_an_interrupt_keeps_what_a_device_has_measured(made_up, monkeypatch, tmp
 
 
 def test_after_an_interrupt_nothing_more_is_run_on_the_device():
-    device = bench._Interruptible(Board([]))
+    device = Interruptible(Board([]))
     assert device.run(["uname"]).returncode == 0 and device.python == "python3"
     with pytest.raises(DeviceError, match=INTERRUPTED), tempfile.TemporaryFile() as stdout:
         device.run(["python3", "agent.py"], stdout=stdout)
