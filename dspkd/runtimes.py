@@ -29,22 +29,27 @@ class LoadedModel:
     batch: int = 32
     """Images a call that suit it. More for a device far away, where each call is a round trip."""
     dtype: str = "float32"
-    """Of its input: float32 (N, 3, H, W) in [0, 1], or uint8 (N, H, W, 3)."""
+    """Of its input: float32 in [0, 1], or uint8 (N, H, W, 3)."""
+    layout: str = "NCHW"
+    """Of float32 input: (N, 3, H, W), or NHWC."""
 
     def input_of(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3) as `run` takes them."""
-        return to_input(pixels, self.dtype)
+        return to_input(pixels, self.dtype, self.layout)
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3) -> probabilities (N, K)."""
         return self.run(self.input_of(pixels))
 
 
-def to_input(pixels: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1], or as it is for a model that takes uint8; contiguous."""
+def to_input(pixels: np.ndarray, dtype: str = "float32", layout: str = "NCHW") -> np.ndarray:
+    """uint8 (N, H, W, 3) -> float32 in [0, 1], (N, 3, H, W) or NHWC as `layout` says, or as it is for a model that
+    takes uint8; contiguous.
+    """
     if dtype == "uint8":
         return np.ascontiguousarray(pixels)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255.0)
+    turned = pixels if layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(turned, dtype=np.float32) / np.float32(255.0)
 
 
 def _version(package: str) -> str:
@@ -121,6 +126,32 @@ def _load_openvino(path: Path, threads: int) -> LoadedModel:
     return replace(_load_executorch(path, threads), runtime=runtime)
 
 
+def _load_litert(path: Path, threads: int) -> LoadedModel:
+    try:
+        with quiet_libraries():
+            from ai_edge_litert.interpreter import Interpreter
+
+            # XNNPACK is its default for the CPU.
+            interpreter = Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "running a LiteRT artifact needs ai-edge-litert", hint="pip install 'dspkd[litert]'"
+        ) from error
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        rows = []
+        for place in range(len(images)):
+            interpreter.set_tensor(taken["index"], images[place : place + 1])
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(given["index"]))
+        return np.concatenate(rows)
+
+    dtype = "uint8" if taken["dtype"] is np.uint8 else "float32"
+    return LoadedModel(f"ai-edge-litert {_version('ai-edge-litert')} XNNPACK", run, dtype=dtype, layout="NHWC")
+
+
 def _load_tensorrt(path: Path, threads: int) -> LoadedModel:
     from dspkd.tensorrt_runtime import load_tensorrt
 
@@ -131,6 +162,7 @@ RUNTIMES: dict[str, Callable[[Path, int], LoadedModel]] = {
     "onnx": _load_onnx,
     "executorch": _load_executorch,
     "executorch-openvino": _load_openvino,
+    "litert": _load_litert,
     "tensorrt": _load_tensorrt,
 }
 

@@ -43,7 +43,7 @@ POWER_SECONDS = 0.1
 ALIVE_SECONDS = 10.0
 # The cold start of one model.
 COLD_SECONDS = 300.0
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "ai-edge-litert")
 STEADY_WINDOW = 5
 STEADY_CHANGE = 0.05
 # MLPerf's LoadGen asks for this confidence in its single-stream scenario (early_stopping.cc, tolerance 0).
@@ -373,12 +373,15 @@ def _sensor_file(column: str) -> Path:
 
 
 class Loaded(NamedTuple):
-    """`run` takes float32 (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3), as `dtype` says, N being at most `most`."""
+    """`run` takes float32 in [0, 1], (N, 3, H, W) or NHWC as `layout` says, or uint8 (N, H, W, 3), as `dtype` says, N
+    being at most `most`.
+    """
 
     runtime: str
     dtype: str
     run: Callable[[Any], Any]
     most: int | None = None
+    layout: str = "NCHW"
 
 
 PROVIDERS = {
@@ -423,8 +426,29 @@ def _load_tensorrt(path: str, threads: int, provider: str) -> Loaded:
     return Loaded(f"{engine.version} on {engine.gpu}", engine.dtype, engine.run, most)
 
 
-LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {"onnx": load_onnx, "tensorrt": _load_tensorrt}
-MODULES = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
+def _load_litert(path: str, threads: int, provider: str) -> Loaded:
+    import ai_edge_litert
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path, num_threads=threads)
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(value: Any) -> Any:
+        interpreter.set_tensor(taken["index"], value)
+        interpreter.invoke()
+        return interpreter.get_tensor(given["index"])
+
+    dtype = "uint8" if taken["dtype"].__name__ == "uint8" else "float32"
+    return Loaded(f"ai-edge-litert {ai_edge_litert.__version__} XNNPACK", dtype, run, 1, "NHWC")
+
+
+LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {
+    "onnx": load_onnx,
+    "tensorrt": _load_tensorrt,
+    "litert": _load_litert,
+}
+MODULES = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "litert": "ai_edge_litert"}
 
 
 def _lock() -> int | None:
@@ -479,11 +503,11 @@ class _Model:
     def _load(self, file: str) -> Loaded:
         return LOADERS[self._spec["target"]](file, self._threads, self._spec["provider"])
 
-    def input_of(self, dtype: str, batch: int = 1) -> Any:
+    def input_of(self, loaded: Loaded, batch: int = 1) -> Any:
         import numpy
 
         pixels = numpy.repeat(self._pixels, batch, axis=0)
-        return pixels if dtype == "uint8" else to_float(pixels)
+        return pixels if loaded.dtype == "uint8" else to_float(pixels, loaded.layout)
 
 
 def _open(model: _Model, index: int) -> Callable[[], object]:
@@ -491,7 +515,7 @@ def _open(model: _Model, index: int) -> Callable[[], object]:
     started = time.perf_counter_ns()
     loaded = model.load()
     ended = time.perf_counter_ns()
-    value = model.input_of(loaded.dtype)
+    value = model.input_of(loaded)
     first = time.perf_counter_ns()
     answer = loaded.run(value)
     first_ms = (time.perf_counter_ns() - first) / 1e6
@@ -500,11 +524,12 @@ def _open(model: _Model, index: int) -> Callable[[], object]:
     return lambda: loaded.run(value)
 
 
-def to_float(pixels: Any) -> Any:
-    """uint8 (N, H, W, 3) -> contiguous float32 (N, 3, H, W) in [0, 1]: what `dspkd.runtimes.to_input` does."""
+def to_float(pixels: Any, layout: str = "NCHW") -> Any:
+    """uint8 (N, H, W, 3) -> contiguous float32 in [0, 1], (N, 3, H, W) or NHWC: what `dspkd.runtimes.to_input` does."""
     import numpy
 
-    return numpy.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=numpy.float32) / numpy.float32(255.0)
+    turned = pixels if layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
+    return numpy.ascontiguousarray(turned, dtype=numpy.float32) / numpy.float32(255.0)
 
 
 def reset_peak() -> None:
@@ -520,7 +545,7 @@ def measure_cold(spec: dict[str, Any], index: int) -> None:
     before_kib, started = memory_kib("VmRSS"), time.perf_counter_ns()
     loaded = model.load()
     ended = time.perf_counter_ns()
-    value = model.input_of(loaded.dtype)
+    value = model.input_of(loaded)
     first = time.perf_counter_ns()
     loaded.run(value)
     first_ms = (time.perf_counter_ns() - first) / 1e6
@@ -636,7 +661,7 @@ def _batched_calls(models: Mapping[int, _Model], plan: Plan) -> Iterator[tuple[i
         for index, one in loaded.items():
             with _failures(index, batch=size):
                 _say("alive")
-                calls[str(index)] = batched_call(one.run, models[index].input_of(one.dtype, size), one.most)
+                calls[str(index)] = batched_call(one.run, models[index].input_of(one, size), one.most)
         yield size, calls
 
 

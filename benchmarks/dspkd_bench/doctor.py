@@ -33,21 +33,30 @@ __all__ = ["Check", "check_machine", "examine", "read_probe"]
 PROBE_SECONDS = 120.0
 OLDEST_PYTHON = "3.8"
 ROOM_BYTES = {"local": 2 << 30, "device": 256 << 20}
-EXTRAS = ("onnx", "report", "hair", "executorch", "openvino", "ethos-u", "tensorrt-rtx", "tensorrt")
+EXTRAS = ("onnx", "report", "hair", "executorch", "litert", "openvino", "ethos-u", "tensorrt-rtx", "tensorrt")
 NEEDED_EXTRAS = ("onnx",)
 # What the extras of executorch add, which the metadata of dspkd does not say.
 EXTRA_PACKAGES = {"openvino": {"openvino": "2025.1"}, "ethos-u": {"ethos-u-vela": "5.1"}}
-RUNTIME_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "executorch", "tensorrt", "pycuda", "cuda-python")
+RUNTIME_PACKAGES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "executorch", "ai-edge-litert", "tensorrt", "pycuda", "cuda-python",
+)  # fmt: skip
 PORTABLE = "executorch.extension.pybindings.portable_lib"
+LITERT = "ai_edge_litert.interpreter"
 # torch takes seconds to load, so what needs it shares a process.
-LOCAL_IMPORTS = (("torchvision", PORTABLE), ("onnxruntime", "openvino", "tensorrt"))
+LOCAL_IMPORTS = (("torchvision", PORTABLE), ("onnxruntime", "openvino", "tensorrt", LITERT))
 DEVICE_IMPORTS = (
-    ("numpy", "onnxruntime"),
+    ("numpy", "onnxruntime", LITERT),
     ("tensorrt", "pycuda.driver", "cuda.bindings.runtime", "openvino"),
     (PORTABLE,),
 )
 TOOLS = ("ssh", "adb", "aarch64-linux-gnu-g++", "trtexec", "tegrastats", "nvpmodel")
-MODULES = {"torchvision": "torchvision", "onnxruntime": "onnxruntime", "executorch": PORTABLE, "openvino": "openvino"}
+MODULES = {
+    "torchvision": "torchvision",
+    "onnxruntime": "onnxruntime",
+    "executorch": PORTABLE,
+    "ai-edge-litert": LITERT,
+    "openvino": "openvino",
+}
 GOVERNOR_FIX = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 HOST_TOOLS = {
     "ssh": ("sudo apt-get install openssh-client", "boards"),
@@ -57,6 +66,7 @@ HOST_TOOLS = {
 DEVICE_FIXES = {
     "onnxruntime": "python3 -m pip install numpy onnxruntime",
     "executorch": "python3 -m pip install executorch torch",
+    "ai-edge-litert": "python3 -m pip install ai-edge-litert",
     "openvino": "python3 -m pip install openvino",
 }
 # By the first number of Linux for Tegra: the JetPack, and the oldest and newest TensorRT that came with one of it.
@@ -128,6 +138,7 @@ def _runtimes(target: str) -> tuple[str, ...]:
         "tensorrt": ("tensorrt",),
         "executorch": ("executorch",),
         "executorch-openvino": ("executorch", "openvino"),
+        "litert": ("ai-edge-litert",),
     }
     return known.get(target, ())
 
@@ -164,7 +175,7 @@ def _device_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[C
 def _runtime_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[Check]:
     """Each runtime that is there or needed; if there is none at all, onnxruntime is what is missing."""
     imports = machine["imports"]
-    works = [name for name in ("onnxruntime", "tensorrt", PORTABLE) if _works(imports.get(name))]
+    works = [name for name in ("onnxruntime", "tensorrt", PORTABLE, LITERT) if _works(imports.get(name))]
     for name, fix in DEVICE_FIXES.items():
         needed = name in runtimes or (name == "onnxruntime" and not works and not runtimes)
         yield _import_check(name, MODULES[name], machine, needed=needed, fix=fix)

@@ -77,6 +77,8 @@ def _main(folder: Path, threads: int, provider: str) -> None:
     target = load_artifact(folder).card.target if is_artifact_dir(folder) else "pytorch"
     if target == "onnx":
         import onnxruntime  # noqa: F401
+    elif target == "litert":
+        import ai_edge_litert.interpreter  # noqa: F401
     else:
         import timm  # noqa: F401
         import torch

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import first_line, to_input
 from dspkd.student import Student, load_student
 from dspkd_bench.subjects import Subject, short_name
+from dspkd_export.litert_target import run_converter
 
 __all__ = ["PEERS", "Peer", "Source", "StockExport", "build_peer", "chosen_peers", "normalised", "stock_subjects"]
 
@@ -38,7 +38,6 @@ FP32_TOLERANCE = 1e-3
 # Of the images. int8 moves a few over the border between two classes.
 INT8_AGREEMENT = 0.8
 CHECKED = 64
-LITERT_PYTHON = "DSPKD_LITERT_PYTHON"
 
 
 def _as_they_are(images: np.ndarray) -> np.ndarray:
@@ -362,35 +361,17 @@ def _converted_by_litert(source: Source, precision: str) -> Path:
 
     fp32, int8 = source.folder / "stock.tflite", source.folder / "stock-int8.tflite"
     script = Path(__file__).with_name("litert_convert.py")
-    python = os.environ.get(LITERT_PYTHON, sys.executable)
     card = source.student.card
     arguments = [card.architecture, source.student.path / "model.safetensors", len(card.classes), card.preprocess.size]
     if precision == "fp32":
-        _converter([python, script, "convert", *arguments, fp32])
+        run_converter(script, "convert", *arguments, fp32)
         return fp32
     if not fp32.is_file():
         _converted_by_litert(source, "fp32")
     images = source.folder / "calibration.npy"
     np.save(images, source.images.transpose(0, 2, 3, 1))
-    _converter([python, script, "quantise", fp32, images, int8])
+    run_converter(script, "quantise", fp32, images, int8)
     return int8
-
-
-def _converter(command: Sequence[object]) -> None:
-    try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise MissingDependencyError(
-            f"{command[0]} cannot be run: {error.strerror}", hint=f"{LITERT_PYTHON} names a Python with litert-torch"
-        ) from error
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        if said.startswith("ModuleNotFoundError: "):
-            raise MissingDependencyError(
-                f"the converter's Python says: {said.partition(': ')[2]}",
-                hint=f"{PEERS['litert'].install}; or name another Python that has it in {LITERT_PYTHON}",
-            )
-        raise VerificationError(f"LiteRT's converter fails: {said}")
 
 
 def _in_litert(source: Source, file: Path) -> StockExport:

@@ -149,7 +149,7 @@ def _artifact(folder: Path, threads: int, teacher_sha256: str | None, here: bool
     model, load_ms = _loaded(artifact, folder / file, threads, provider) if here else (None, None)
     certificate = card.certificate
     deployed = _deployed(certificate, card.files[file].sha256)
-    title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.get(card.target, card.target)
+    title = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "litert": "LiteRT"}.get(card.target, card.target)
     title += {"cpu": "", "cuda": " CUDA", "tensorrt": " TensorRT"}[provider]
     return Subject(
         name=f"{short_name(card.source['architecture'])} {title} {card.precision}{_variant(card.details)}",

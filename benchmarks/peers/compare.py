@@ -35,7 +35,7 @@ from dspkd_export.export import TARGETS
 from dspkd_export.job import ExportJob
 
 PRECISIONS = ("fp32", "int8")
-OURS = {"executorch": "ExecuTorch XNNPACK", "onnx": "ONNX Runtime"}
+OURS = {"executorch": "ExecuTorch XNNPACK", "onnx": "ONNX Runtime", "litert": "LiteRT"}
 CALIBRATION = 128
 IN_A_ROW = 20
 
@@ -60,9 +60,10 @@ def sized(student: Student, size: int | None) -> Student:
 def ours(student: Student, images: Calibration, folder: Path, target: str, precision: str) -> Contender:
     place = folder / f"ours-{target}-{precision}"
     place.mkdir()
-    TARGETS[target].compile(ExportJob(student, place, precision, calibration=images))
-    file = place / ("model_static.onnx" if target == "onnx" else "model.pte")
-    model, image = load_model(target, file, threads=1), to_input(images.pixels[:1])
+    compiled = TARGETS[target].compile(ExportJob(student, place, precision, calibration=images))
+    file = place / compiled.details.get("static_file", compiled.models[0])
+    model = load_model(target, file, threads=1)
+    image = model.input_of(images.pixels[:1])
     return Contender(precision, OURS[target], "ours", model.runtime, file, lambda: model.run(image))
 
 
@@ -161,7 +162,7 @@ def against_teacher(
             *((f"{OURS[t]}, the teacher by us", lambda t=t: ours(teacher, images, folder, t, "fp32")) for t in OURS),
             *(
                 (f"{PEERS[n].title}, the teacher", lambda n=n: stock(n, "fp32", source))
-                for n in ("onnxruntime", "openvino")
+                for n in ("onnxruntime", "openvino", "litert")
             ),
         ]
     )

@@ -28,8 +28,9 @@ def export(
     target: str = typer.Option(
         "onnx,executorch",
         "--target",
-        help="Targets, with commas: onnx, executorch (the CPU, XNNPACK), tensorrt, or executorch-BACKEND for another "
-        "processor: vulkan, coreml, openvino, ethos-u55-128, ethos-u55-256, ethos-u65-256, ethos-u85-256.",
+        help="Targets, with commas: onnx, executorch (the CPU, XNNPACK), litert (.tflite), tensorrt, or "
+        "executorch-BACKEND for another processor: vulkan, coreml, openvino, ethos-u55-128, ethos-u55-256, "
+        "ethos-u65-256, ethos-u85-256.",
     ),
     precision: str = typer.Option("fp32", "--precision", help="Precisions, with commas: fp32, fp16, int8."),
     out: Path = typer.Option(Path("artifacts"), "--out", help="Artifacts are written to OUT/TARGET-PRECISION."),
@@ -46,7 +47,7 @@ def export(
     input_: str = typer.Option(
         "float32",
         "--input",
-        help="float32: NCHW in [0, 1]. uint8: NHWC bytes, all preprocessing after the resize inside.",
+        help="float32: NCHW in [0, 1], for litert NHWC. uint8: NHWC bytes, all preprocessing after the resize inside.",
     ),
     temperature: str = typer.Option(
         "1", "--temperature", help="Divide the logits by it before the softmax; fit: by what suits the validation part."

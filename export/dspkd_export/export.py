@@ -25,6 +25,7 @@ from dspkd_export.executorch_backends import BACKENDS
 from dspkd_export.executorch_target import compile_executorch
 from dspkd_export.golden import describe_model
 from dspkd_export.job import ExportJob, Target
+from dspkd_export.litert_target import compile_litert
 from dspkd_export.onnx_target import compile_onnx
 from dspkd_export.temperature import fit_temperature, tempered
 from dspkd_export.tensorrt_target import compile_tensorrt
@@ -41,6 +42,7 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(compile_onnx, PRECISIONS, "batch", ONNX_PACKAGES),
     "executorch": Target(compile_executorch, PRECISIONS, 1, ("executorch", "torchao")),
     "tensorrt": Target(compile_tensorrt, PRECISIONS, "batch", ONNX_PACKAGES),
+    "litert": Target(compile_litert, PRECISIONS, 1, ("ai-edge-litert",), layout="NHWC"),
     **BACKENDS,
 }
 
@@ -178,7 +180,7 @@ def _build(
         classes=np.array(said["classes"]),
         preprocess=np.array(said["preprocess"]),
     )
-    size = card.preprocess.size
+    size, nhwc = card.preprocess.size, job.takes_bytes or target.layout == "NHWC"
     files = {
         path.name: FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size) for path in sorted(folder.iterdir())
     }
@@ -198,9 +200,9 @@ def _build(
             preprocess=card.preprocess,
             input={
                 "name": "image",
-                "shape": [target.batch, size, size, 3] if job.takes_bytes else [target.batch, 3, size, size],
+                "shape": [target.batch, size, size, 3] if nhwc else [target.batch, 3, size, size],
                 "dtype": job.dtype,
-                "layout": "NHWC" if job.takes_bytes else "NCHW",
+                "layout": "NHWC" if nhwc else "NCHW",
                 "range": [0, 255] if job.takes_bytes else [0.0, 1.0],
             },
             output={

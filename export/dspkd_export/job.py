@@ -93,3 +93,5 @@ class Target:
     """A name where the batch is dynamic."""
     packages: tuple[str, ...]
     """Whose versions the manifest records."""
+    layout: str = "NCHW"
+    """Of float32 input."""

@@ -1,0 +1,166 @@
+"""What LiteRT's converter and quantiser do for `litert_target`: a script for a Python that has litert-torch, and need
+not have dspkd.
+
+python litert_script.py convert PROGRAM OUT
+python litert_script.py halve FP32 OUT
+python litert_script.py quantise FP32 IMAGES LOWEST HIGHEST OUT
+
+PROGRAM is a .pt2 file (torch.export.save) of a module that takes one tensor named `image`. IMAGES is a .npy file with
+pictures as the model takes them, which the ranges of int8 are taken from; LOWEST and HIGHEST are what a picture can
+contain.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# LiteRT leaves a concatenation of more tensors to its own kernels, and so breaks the program into parts for XNNPACK.
+MOST_CONCATENATED = 5
+# They hand on what they are given: their tensors can share one scale, and then nothing is rounded again in between.
+CARRIERS = frozenset({"CONCATENATION", "SLICE", "STRIDED_SLICE", "SPLIT", "RESHAPE", "TRANSPOSE", "PAD", "MAX_POOL_2D"})
+# Of modules inside the exported one. What stands in its own forward is the softmax and what belongs to it.
+NOT_INSIDE = "^[^/]*$"
+
+
+def convert(program: str, out: str) -> None:
+    import litert_torch
+    import torch
+
+    exported = torch.export.load(program)
+    _, named = exported.example_inputs
+    litert_torch.convert(exported.module(check_guards=False), (), dict(named)).export(out)
+    _split_concatenations(out)
+
+
+def halve(fp32: str, out: str) -> None:
+    """Weights in half precision; what is computed with them is for the runtime to say."""
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+
+    recipes = recipe_manager.RecipeManager()
+    weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        recipes.add_quantization_config(
+            ".*",
+            qtyping.TFLOperationName(operation),
+            qtyping.OpQuantizationConfig(
+                weight_tensor_config=weights,
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            ),
+            algorithm_key="float_casting",
+        )
+    made = quantizer.Quantizer(fp32, recipes.get_quantization_recipe()).quantize()
+    Path(out).write_bytes(made.quantized_model)
+
+
+def quantise(fp32: str, images: str, lowest: str, highest: str, out: str) -> None:
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    ((signature, names),) = Interpreter(fp32).get_signature_list().items()
+    (name,) = names["inputs"]
+    work = quantizer.Quantizer(fp32, recipe.static_wi8_ai8())
+    for scope, operation in ((NOT_INSIDE, "*"), (".*", "INPUT"), (".*", "OUTPUT")):
+        work.update_quantization_recipe(scope, TFLOperationName(operation), algorithm_key="no_quantize")
+    ranges: dict[str, Any] = {}
+    for image in np.load(images):
+        # One by one: of several the quantiser takes a moving average, which forgets all but the last.
+        _widen(ranges, work.calibrate({signature: [{name: image[None]}]}))
+    _share(ranges, fp32, float(lowest), float(highest))
+    Path(out).write_bytes(work.quantize(ranges).quantized_model)
+
+
+def _widen(ranges: dict[str, Any], seen: dict[str, Any]) -> None:
+    """Smallest and largest value so far. In place."""
+    import numpy as np
+
+    for name, found in seen.items():
+        known = ranges.setdefault(name, found)
+        known["min"] = np.minimum(known["min"], found["min"])
+        known["max"] = np.maximum(known["max"], found["max"])
+
+
+def _share(ranges: dict[str, Any], fp32: str, lowest: float, highest: float) -> None:
+    """One range for all tensors that are only handed on between two computations, and for the picture all that it can
+    contain. In place.
+    """
+    import numpy as np
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(fp32)
+    (graph,) = model.subgraphs
+    (picture,) = graph.inputs
+    if (taken := _name(graph, picture)) in ranges:
+        ranges[taken]["min"], ranges[taken]["max"] = (np.full_like(ranges[taken]["min"], v) for v in (lowest, highest))
+    group = {index: {index} for index in range(len(graph.tensors))}
+    for operator, kind in _operators(model, graph):
+        if kind not in CARRIERS:
+            continue
+        read = (
+            operator.inputs
+            if kind == "CONCATENATION"
+            else operator.inputs[1:2]
+            if kind == "SPLIT"
+            else operator.inputs[:1]
+        )
+        for index in (*read, *operator.outputs):
+            joined = group[operator.outputs[0]] | group[index]
+            group.update(dict.fromkeys(joined, joined))
+    for members in {id(one): one for one in group.values()}.values():
+        known = [ranges[name] for name in (_name(graph, index) for index in sorted(members)) if name in ranges]
+        low = min((float(np.min(one["min"])) for one in known), default=0.0)
+        high = max((float(np.max(one["max"])) for one in known), default=0.0)
+        for one in known if len(members) > 1 else ():
+            one["min"], one["max"] = np.full_like(one["min"], low), np.full_like(one["max"], high)
+
+
+def _split_concatenations(file: str) -> None:
+    """In place: a long concatenation becomes several, each of at most MOST_CONCATENATED tensors."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(file)
+    (graph,) = model.subgraphs
+    split = []
+    for operator, kind in list(_operators(model, graph)):
+        parts = list(operator.inputs)
+        while kind == "CONCATENATION" and len(parts) > MOST_CONCATENATED:
+            first, parts = parts[:MOST_CONCATENATED], parts[MOST_CONCATENATED:]
+            made, step = copy.copy(graph.tensors[operator.outputs[0]]), copy.copy(operator)
+            axis = operator.builtinOptions.axis
+            made.shape = list(made.shape)
+            made.shape[axis] = sum(int(graph.tensors[index].shape[axis]) for index in first)
+            made.name = f"{_name(graph, operator.outputs[0])};first{len(graph.tensors)}".encode()
+            graph.tensors.append(made)
+            step.inputs, step.outputs = first, [len(graph.tensors) - 1]
+            split.append(step)
+            parts = [*step.outputs, *parts]
+        operator.inputs = parts
+        split.append(operator)
+    graph.operators = split
+    flatbuffer_utils.write_model(model, file)
+
+
+def _operators(model: Any, graph: Any) -> Iterator[tuple[Any, str]]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        yield operator, names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def _name(graph: Any, index: int) -> str:
+    return str(graph.tensors[index].name.decode())
+
+
+if __name__ == "__main__":
+    # Its own folder comes first there, and its modules would be found before others of the same name.
+    sys.path.pop(0)
+    commands: dict[str, Callable[..., None]] = {"convert": convert, "halve": halve, "quantise": quantise}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,145 @@
+"""LiteRT, which was TensorFlow Lite: a .tflite file for batch 1, as Android's own runtime and its delegates take it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dspkd.errors import MissingDependencyError, VerificationError
+from dspkd.quiet import quiet_libraries
+from dspkd.runtimes import load_model, to_input
+from dspkd_export.calibration import required_for_int8
+from dspkd_export.deploy_module import DeployModule
+from dspkd_export.job import Compiled, ExportJob
+from dspkd_export.live_channels import LiveChannelShuffleNet
+
+__all__ = ["CONVERTER_PYTHON", "MODEL_FILE", "NhwcModule", "compile_litert", "run_converter"]
+
+MODEL_FILE = "model.tflite"
+CONVERTER_PYTHON = "DSPKD_LITERT_PYTHON"
+SCRIPT = Path(__file__).with_name("litert_script.py")
+
+
+class NhwcModule(nn.Module):
+    """float32 (1, H, W, 3) RGB in [0, 1], or uint8, -> {"probabilities": float32 (1, K)}, as `module` answers; H = W =
+    `size`. Takes `module` over: it is changed.
+    """
+
+    def __init__(self, module: DeployModule, size: int) -> None:
+        super().__init__()
+        std = module.std.flatten()
+        if isinstance(module.network, LiveChannelShuffleNet):
+            _take_std_into(module.network.stem, std)
+            std = torch.ones_like(std)
+        self.rows = NormalisedRows(module.mean.flatten(), std, size)
+        self.deployed = module
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        logits = self.deployed.network(self.rows(image).permute(0, 3, 1, 2))
+        return {"probabilities": self.deployed.probabilities(logits)}
+
+
+class NormalisedRows(nn.Module):
+    """(image - `mean`) / `std` in NHWC, computed on whole rows of a picture: XNNPACK needs several times as long where
+    the innermost dimension is three channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, size: int) -> None:
+        super().__init__()
+        self.divides = bool((std != 1).any())
+        self.register_buffer("mean", mean.repeat(size))
+        self.register_buffer("std", std.repeat(size))
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = image.to(self.mean.dtype).flatten(2) - self.mean
+        return (rows / self.std if self.divides else rows).reshape(image.shape)
+
+
+def _take_std_into(stem: nn.Sequential, std: Tensor) -> None:
+    """Let the first convolution do the division, which is exact: it pads with zeros, and a zero divided is a zero. The
+    max pool reads what a ReLU gives and may pad with zeros, too, which LiteRT hands to XNNPACK, where it keeps a pad
+    with the lowest number to itself.
+    """
+    conv, relu, pool = stem
+    assert isinstance(conv, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(pool, nn.MaxPool2d)
+    conv.weight.data = (conv.weight.data.double() / std.double().view(1, 3, 1, 1)).to(conv.weight.dtype)
+    assert isinstance(pool.padding, int)
+    stem[2] = nn.Sequential(nn.ZeroPad2d(pool.padding), nn.MaxPool2d(pool.kernel_size, pool.stride))
+
+
+def compile_litert(job: ExportJob) -> Compiled:
+    """Write model.tflite into the job's folder.
+
+    fp16 halves the weights; LiteRT's CPU computes with them in float32. int8 is calibrated on the job's images, also
+    where the student brings trained scales. Raises MissingDependencyError without ai-edge-litert or, in the Python that
+    DSPKD_LITERT_PYTHON names, without litert-torch, and VerificationError if the converter fails.
+    """
+    try:
+        with quiet_libraries():
+            import ai_edge_litert  # noqa: F401  before a minute is spent on converting
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"LiteRT export needs {error.name}", hint="pip install 'dspkd[litert]'") from error
+    file = job.folder / MODEL_FILE
+    image = torch.from_numpy(_input(job, np.zeros((1, job.size, job.size, 3), dtype=np.uint8)))
+    with tempfile.TemporaryDirectory() as temporary:
+        program, fp32, images = (Path(temporary) / name for name in ("program.pt2", "fp32.tflite", "images.npy"))
+        with quiet_libraries():
+            module = NhwcModule(job.module(), job.size).eval()
+            torch.export.save(torch.export.export(module, (), {"image": image}, strict=False), program)
+        run_converter(SCRIPT, "convert", program, fp32)
+        if job.precision == "int8":
+            np.save(images, _input(job, required_for_int8(job.calibration).pixels))
+            run_converter(SCRIPT, "quantise", fp32, images, 0, 255 if job.takes_bytes else 1, file)
+        elif job.precision == "fp16":
+            run_converter(SCRIPT, "halve", fp32, file)
+        else:
+            file.write_bytes(fp32.read_bytes())
+    details = {}
+    if job.precision == "int8":
+        activations = "int8, affine, smallest and largest value"
+        details = {"quantisation": {"activations": activations, "weights": "int8, symmetric, per channel"}}
+    return Compiled((MODEL_FILE,), details, loaded={MODEL_FILE: load_model("litert", file)})
+
+
+def _input(job: ExportJob, pixels: np.ndarray) -> np.ndarray:
+    return to_input(pixels, job.dtype, "NHWC")
+
+
+def run_converter(script: Path, *arguments: object) -> None:
+    """Run one of the scripts for LiteRT's converter, which wants other packages than dspkd does: with the Python that
+    DSPKD_LITERT_PYTHON names, or this one.
+
+    Raises MissingDependencyError if that Python cannot be run or lacks a package, VerificationError with the
+    converter's last line if it fails.
+    """
+    command = [os.environ.get(CONVERTER_PYTHON, sys.executable), script, *arguments]
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise MissingDependencyError(
+            f"{command[0]} cannot be run: {error.strerror}", hint=f"{CONVERTER_PYTHON} names a Python with litert-torch"
+        ) from error
+    if done.returncode:
+        said = _last_line(done.stderr.strip().splitlines())
+        if said.startswith("ModuleNotFoundError: "):
+            raise MissingDependencyError(
+                f"the converter's Python says: {said.partition(': ')[2]}",
+                hint="pip install litert-torch into an environment of its own (it wants other versions than dspkd), "
+                f"and name that Python in {CONVERTER_PYTHON}",
+            )
+        raise VerificationError(f"LiteRT's converter fails: {said}")
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    return lines[-1] if lines else "no reason given"
