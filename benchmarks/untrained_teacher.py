@@ -3,7 +3,8 @@
 python benchmarks/untrained_teacher.py RUN NETWORK OUT [--size SIZE]
 
 Where no trained weights of a network can be had, how long it takes is still worth measuring: time does not depend on
-what the weights are. Its card has no metrics, and its answers are worth nothing.
+what the weights are, unless they are zeros, which a compiler may drop together with all that is multiplied by them. So
+norms that start at zero start at one here. Its card has no metrics, and its answers are worth nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ def main(run: Path, network: str, out: Path, size: int | None) -> None:
     known = {"architecture": architecture.name, "role": "teacher", "preprocess": preprocess, "metrics": {}}
     nothing = {"teacher": None, "quantised": None, "config": {}}
     out.mkdir(parents=True)
-    save_student(out, architecture.build(len(card.classes)), card.model_copy(update={**known, **nothing}))
+    model = architecture.build(len(card.classes))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.affine and not module.weight.any():
+            torch.nn.init.ones_(module.weight)
+    save_student(out, model, card.model_copy(update={**known, **nothing}))
     (out / "split.json").write_bytes((run / "split.json").read_bytes())
     print(f"{out}: {architecture.name}, untrained, {preprocess.size} px")
 

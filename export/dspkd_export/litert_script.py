@@ -3,11 +3,11 @@ not have dspkd.
 
 python litert_script.py convert PROGRAM OUT
 python litert_script.py halve FP32 OUT
-python litert_script.py quantise FP32 IMAGES LOWEST HIGHEST OUT
+python litert_script.py quantise FP32 IMAGES float32|uint8 OUT
 
 PROGRAM is a .pt2 file (torch.export.save) of a module that takes one tensor named `image`. IMAGES is a .npy file with
-pictures as the model takes them, which the ranges of int8 are taken from; LOWEST and HIGHEST are what a picture can
-contain.
+float32 pictures in [0, 1], which the ranges of int8 are taken from; what is quantised then takes such pictures, or
+their bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def halve(fp32: str, out: str) -> None:
     Path(out).write_bytes(made.quantized_model)
 
 
-def quantise(fp32: str, images: str, lowest: str, highest: str, out: str) -> None:
+def quantise(fp32: str, images: str, takes: str, out: str) -> None:
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
@@ -68,12 +68,17 @@ def quantise(fp32: str, images: str, lowest: str, highest: str, out: str) -> Non
     work = quantizer.Quantizer(fp32, recipe.static_wi8_ai8())
     for scope, operation in ((NOT_INSIDE, "*"), (".*", "INPUT"), (".*", "OUTPUT")):
         work.update_quantization_recipe(scope, TFLOperationName(operation), algorithm_key="no_quantize")
+    if takes == "uint8":
+        # Of the rules that fit, that with the youngest pattern counts, not the youngest rule.
+        work.add_static_config("^", TFLOperationName.INPUT, activation_num_bits=8, weight_num_bits=8)
     ranges: dict[str, Any] = {}
     for image in np.load(images):
         # One by one: of several the quantiser takes a moving average, which forgets all but the last.
         _widen(ranges, work.calibrate({signature: [{name: image[None]}]}))
-    _share(ranges, fp32, float(lowest), float(highest))
+    _share(ranges, fp32)
     Path(out).write_bytes(work.quantize(ranges).quantized_model)
+    if takes == "uint8":
+        _take_bytes(out)
 
 
 def _widen(ranges: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -86,9 +91,9 @@ def _widen(ranges: dict[str, Any], seen: dict[str, Any]) -> None:
         known["max"] = np.maximum(known["max"], found["max"])
 
 
-def _share(ranges: dict[str, Any], fp32: str, lowest: float, highest: float) -> None:
-    """One range for all tensors that are only handed on between two computations, and for the picture all that it can
-    contain. In place.
+def _share(ranges: dict[str, Any], fp32: str) -> None:
+    """One range for all tensors that are only handed on between two computations, and [0, 1] for the picture, so that
+    its levels are the bytes it was made from. In place.
     """
     import numpy as np
     from ai_edge_litert.tools import flatbuffer_utils
@@ -97,7 +102,7 @@ def _share(ranges: dict[str, Any], fp32: str, lowest: float, highest: float) -> 
     (graph,) = model.subgraphs
     (picture,) = graph.inputs
     if (taken := _name(graph, picture)) in ranges:
-        ranges[taken]["min"], ranges[taken]["max"] = (np.full_like(ranges[taken]["min"], v) for v in (lowest, highest))
+        ranges[taken]["min"], ranges[taken]["max"] = (np.full_like(ranges[taken]["min"], v) for v in (0, 1))
     group = {index: {index} for index in range(len(graph.tensors))}
     for operator, kind in _operators(model, graph):
         if kind not in CARRIERS:
@@ -143,6 +148,32 @@ def _split_concatenations(file: str) -> None:
         operator.inputs = parts
         split.append(operator)
     graph.operators = split
+    flatbuffer_utils.write_model(model, file)
+
+
+def _take_bytes(file: str) -> None:
+    """In place: the picture, whose int8 levels are its bytes less 128, is taken as uint8."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(file)
+    (graph,) = model.subgraphs
+    (levels,) = graph.inputs
+    made = copy.copy(graph.tensors[levels])
+    made.type, made.name = schema.TensorType.UINT8, b"image"
+    made.quantization = copy.copy(made.quantization)
+    made.quantization.zeroPoint = [128 + int(made.quantization.zeroPoint[0])]
+    graph.tensors.append(made)
+    code, step = schema.OperatorCodeT(), schema.OperatorT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    code.version = 1
+    model.operatorCodes.append(code)
+    step.opcodeIndex, step.inputs, step.outputs = len(model.operatorCodes) - 1, [len(graph.tensors) - 1], [levels]
+    graph.operators = [step, *graph.operators]
+    graph.inputs = list(step.inputs)
+    for signature in model.signatureDefs:
+        for taken in signature.inputs:
+            taken.tensorIndex = step.inputs[0]
     flatbuffer_utils.write_model(model, file)
 
 

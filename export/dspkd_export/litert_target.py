@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,16 +92,18 @@ def compile_litert(job: ExportJob) -> Compiled:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(f"LiteRT export needs {error.name}", hint="pip install 'dspkd[litert]'") from error
     file = job.folder / MODEL_FILE
-    image = torch.from_numpy(_input(job, np.zeros((1, job.size, job.size, 3), dtype=np.uint8)))
+    # In int8 the quantiser's first levels are the bytes; in floats the program turns bytes into numbers by itself.
+    program_takes = "float32" if job.precision == "int8" else job.dtype
+    image = torch.from_numpy(to_input(np.zeros((1, job.size, job.size, 3), dtype=np.uint8), program_takes, "NHWC"))
     with tempfile.TemporaryDirectory() as temporary:
         program, fp32, images = (Path(temporary) / name for name in ("program.pt2", "fp32.tflite", "images.npy"))
         with quiet_libraries():
-            module = NhwcModule(job.module(), job.size).eval()
+            module = NhwcModule(replace(job, takes_bytes=program_takes == "uint8").module(), job.size).eval()
             torch.export.save(torch.export.export(module, (), {"image": image}, strict=False), program)
         run_converter(SCRIPT, "convert", program, fp32)
         if job.precision == "int8":
-            np.save(images, _input(job, required_for_int8(job.calibration).pixels))
-            run_converter(SCRIPT, "quantise", fp32, images, 0, 255 if job.takes_bytes else 1, file)
+            np.save(images, to_input(required_for_int8(job.calibration).pixels, "float32", "NHWC"))
+            run_converter(SCRIPT, "quantise", fp32, images, job.dtype, file)
         elif job.precision == "fp16":
             run_converter(SCRIPT, "halve", fp32, file)
         else:
@@ -110,10 +113,6 @@ def compile_litert(job: ExportJob) -> Compiled:
         activations = "int8, affine, smallest and largest value"
         details = {"quantisation": {"activations": activations, "weights": "int8, symmetric, per channel"}}
     return Compiled((MODEL_FILE,), details, loaded={MODEL_FILE: load_model("litert", file)})
-
-
-def _input(job: ExportJob, pixels: np.ndarray) -> np.ndarray:
-    return to_input(pixels, job.dtype, "NHWC")
 
 
 def run_converter(script: Path, *arguments: object) -> None:
