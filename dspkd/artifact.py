@@ -1,14 +1,15 @@
 """The second hand-over format: a compiled model as a folder that can be run, checked and measured on any machine.
 
     FOLDER/
-      model.onnx | model.pte   what the target's runtime loads (ONNX: dynamic batch; model_static.onnx: 1x3xHxW)
+      model.onnx, model.pte or model.tflite   what the target's runtime loads (ONNX: dynamic batch; model_static.onnx:
+      1x3xHxW)
       golden.npz               a few real pictures as uint8 pixels, the probabilities they must give, and what those
       mean (classes, preprocessing)
       artifact.json            what it is, hashes of every file, and the certificate; sealed with a hash of its own
       content
 
-The graph takes float32 (N, 3, H, W) RGB in [0, 1], named `image`, and gives float32 (N, K) `probabilities`:
-normalisation and softmax are inside.
+The graph takes float32 (N, 3, H, W) RGB in [0, 1] (LiteRT: NHWC), named `image`, or bytes as `input` in artifact.json
+says, and gives float32 (N, K) `probabilities`: normalisation and softmax are inside.
 """
 
 from __future__ import annotations

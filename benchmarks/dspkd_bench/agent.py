@@ -448,7 +448,7 @@ LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {
     "tensorrt": _load_tensorrt,
     "litert": _load_litert,
 }
-MODULES = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "litert": "ai_edge_litert"}
+MODULES = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "litert": "ai_edge_litert.interpreter"}
 
 
 def _lock() -> int | None:

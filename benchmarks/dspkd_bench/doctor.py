@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -23,6 +24,8 @@ from dspkd.adb_device import AdbDevice
 from dspkd.artifact import Artifact
 from dspkd.devices import Device
 from dspkd.errors import DeviceError, MissingDependencyError
+from dspkd.litert_converter import CONVERTER_PYTHON, HOW_TO_INSTALL, converter_python, has_converter
+from dspkd.runtimes import first_line
 from dspkd_bench import doctor_probe
 from dspkd_bench.check import Check, numbers, older
 from dspkd_bench.doctor_phone import examine_phone, phone_checks
@@ -100,7 +103,8 @@ def examine(device: Device) -> dict[str, Any]:
     done = device.run_python(["doctor_probe.py", json.dumps(wanted)], timeout=PROBE_SECONDS)
     if done.returncode != 0:
         raise DeviceError(f"{device.url}: the probe ended early: {done.last_line}", hint="repair its Python")
-    return {**read_probe(done.stdout, device.url), "command": device.python}
+    more = {"litert_converter": _converter()} if local else {}
+    return {**read_probe(done.stdout, device.url), "command": device.python, **more}
 
 
 def read_probe(text: str, url: str) -> dict[str, Any]:
@@ -151,6 +155,8 @@ def _local_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[Ch
         needed = extra in NEEDED_EXTRAS or not runtimes.isdisjoint({*packages} - {"executorch"})
         needed = needed or (extra == "executorch" and "executorch" in runtimes)
         yield _package_check(f"dspkd[{extra}]", packages, machine, needed=needed, fix=f"pip install 'dspkd[{extra}]'")
+    if "litert_converter" in machine:
+        yield _converter_check(machine["litert_converter"])
     for tool, (fix, purpose) in HOST_TOOLS.items():
         path = machine["tools"].get(tool)
         yield Check(tool, "ok", path) if path else Check(tool, "not needed", f"not found; only for {purpose}", fix)
@@ -159,6 +165,23 @@ def _local_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[Ch
         yield from _driver_checks(machine)
     yield _disk_check(machine, ROOM_BYTES["local"])
     yield _governor_check(machine)
+
+
+def _converter() -> dict[str, Any]:
+    """Of the Python that exports to LiteRT."""
+    try:
+        return {"python": converter_python(), "there": has_converter(), "error": None}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"python": converter_python(), "there": False, "error": first_line(error)}
+
+
+def _converter_check(found: Mapping[str, Any]) -> Check:
+    name, python = "LiteRT's converter", found["python"]
+    if found["error"]:
+        return Check(name, "warning", f"{CONVERTER_PYTHON} names {python}: {found['error']}", HOW_TO_INSTALL)
+    if found["there"]:
+        return Check(name, "ok", python)
+    return Check(name, "not needed", f"{python} has no litert-torch; only for --target litert", HOW_TO_INSTALL)
 
 
 def _device_checks(machine: Mapping[str, Any], runtimes: set[str]) -> Iterator[Check]:
@@ -347,7 +370,8 @@ def _artifact_checks(artifact: Artifact, machine: Mapping[str, Any], url: str) -
         reason = artifact.card.certificate.get("not_run", "no runtime of this dspkd runs it")
         yield Check(str(artifact.path), "not needed", reason)
     for runtime in _runtimes(artifact.card.target):
-        made, here = artifact.card.tools.get(runtime), _version_of(runtime, machine)
+        made_by = artifact.card.details.get("converter", artifact.card.tools)
+        made, here = made_by.get(runtime), _version_of(runtime, machine)
         if made is None or here is None or runtime == "onnxruntime":  # ONNX files carry a version of their own
             continue
         name, text = f"{artifact.path} on {runtime}", f"made by {made}, the runtime is {here}"

@@ -13,7 +13,7 @@ from dspkd_bench.sensors import parse_l4t, parse_nvpmodel
 
 __all__ = ["describe_environment", "facts", "load_average"]
 
-PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "executorch", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "executorch", "ai-edge-litert", "numpy")
 
 
 def describe_environment(threads: int) -> dict[str, Any]:

@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from dspkd.errors import DspkdError, MissingDependencyError, UsageError, VerificationError
+from dspkd.litert_converter import run_converter
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import first_line, to_input
 from dspkd.student import Student, load_student
 from dspkd_bench.subjects import Subject, short_name
-from dspkd_export.litert_target import run_converter
 
 __all__ = ["PEERS", "Peer", "Source", "StockExport", "build_peer", "chosen_peers", "normalised", "stock_subjects"]
 
@@ -462,9 +462,7 @@ PEERS: dict[str, Peer] = {
     ),
     "openvino": Peer("OpenVINO", "openvino", "pip install openvino nncf", {"fp32": _openvino, "int8": _openvino_int8}),
     "ncnn": Peer("ncnn", "ncnn", "pip install ncnn pnnx", {"fp32": _ncnn}),
-    "litert": Peer(
-        "LiteRT", "litert", "pip install ai-edge-litert litert-torch", {"fp32": _litert, "int8": _litert_int8}
-    ),
+    "litert": Peer("LiteRT", "litert", "pip install 'dspkd[litert]'", {"fp32": _litert, "int8": _litert_int8}),
     "executorch": Peer(
         "ExecuTorch XNNPACK",
         "executorch",

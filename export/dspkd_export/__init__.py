@@ -1,4 +1,4 @@
-"""Turning a student into artifacts: ONNX models and ExecuTorch programs that prove they give the same answers.
+"""Turning a student into artifacts: ONNX models, ExecuTorch programs, LiteRT files, with proof of the same answers.
 
 Needs torch; onnx and executorch are imported only by the target that uses them.
 """

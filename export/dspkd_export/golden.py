@@ -1,7 +1,8 @@
 """golden.npz: a few real pictures, the answers they must give, and what those answers mean.
 
-ONNX files say their classes and preprocessing themselves, an ExecuTorch program does not. They stand here too, so that
-for every target a second, hashed file of the folder contradicts a manifest that was edited and sealed again.
+ONNX files say their classes and preprocessing themselves, an ExecuTorch program or a LiteRT file does not. They stand
+here too, so that for every target a second, hashed file of the folder contradicts a manifest that was edited and sealed
+again.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class ExportJob:
     rewrite: bool = True
     calibration: Calibration | None = None
     takes_bytes: bool = False
-    """The input is uint8 (N, H, W, 3) instead of float32 (N, 3, H, W) in [0, 1]."""
+    """The input is uint8 (N, H, W, 3) instead of float32 in [0, 1], in the target's layout."""
     temperature: float = 1.0
     """Logits are divided by it (Guo et al. 2017): it moves confidence, never the class."""
     device: str = "local"

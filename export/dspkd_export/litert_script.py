@@ -1,6 +1,7 @@
 """What LiteRT's converter and quantiser do for `litert_target`: a script for a Python that has litert-torch, and need
 not have dspkd.
 
+python litert_script.py versions
 python litert_script.py convert PROGRAM OUT
 python litert_script.py halve FP32 OUT
 python litert_script.py quantise FP32 IMAGES float32|uint8 OUT
@@ -13,8 +14,10 @@ their bytes.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,14 @@ from typing import Any
 MOST_CONCATENATED = 5
 # They hand on what they are given: their tensors can share one scale, and then nothing is rounded again in between.
 CARRIERS = frozenset({"CONCATENATION", "SLICE", "STRIDED_SLICE", "SPLIT", "RESHAPE", "TRANSPOSE", "PAD", "MAX_POOL_2D"})
-# Of modules inside the exported one. What stands in its own forward is the softmax and what belongs to it.
-NOT_INSIDE = "^[^/]*$"
+# Names of what the exported module computes itself and not a module inside it: the softmax and what belongs to it.
+NOT_INSIDE = "^(serving_default_|[^/;]*NhwcModule;)"
+PACKAGES = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "torch")
+
+
+def versions() -> None:
+    """Print JSON."""
+    print(json.dumps({name: version(name) for name in PACKAGES}))
 
 
 def convert(program: str, out: str) -> None:
@@ -101,8 +110,8 @@ def _share(ranges: dict[str, Any], fp32: str) -> None:
     model = flatbuffer_utils.read_model(fp32)
     (graph,) = model.subgraphs
     (picture,) = graph.inputs
-    if (taken := _name(graph, picture)) in ranges:
-        ranges[taken]["min"], ranges[taken]["max"] = (np.full_like(ranges[taken]["min"], v) for v in (0, 1))
+    taken = ranges[_name(graph, picture)]
+    taken["min"], taken["max"] = (np.full_like(taken["min"], value) for value in (0, 1))
     group = {index: {index} for index in range(len(graph.tensors))}
     for operator, kind in _operators(model, graph):
         if kind not in CARRIERS:
@@ -160,9 +169,12 @@ def _take_bytes(file: str) -> None:
     (graph,) = model.subgraphs
     (levels,) = graph.inputs
     made = copy.copy(graph.tensors[levels])
+    (scale,), (zero,) = made.quantization.scale, made.quantization.zeroPoint
+    if abs(scale * 255 - 1) > 1e-6 or zero != -128:
+        raise ValueError(f"the picture has scale {scale} and zero point {zero}, not 1/255 and -128")
     made.type, made.name = schema.TensorType.UINT8, b"image"
     made.quantization = copy.copy(made.quantization)
-    made.quantization.zeroPoint = [128 + int(made.quantization.zeroPoint[0])]
+    made.quantization.zeroPoint = [0]
     graph.tensors.append(made)
     code, step = schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
@@ -193,5 +205,10 @@ def _name(graph: Any, index: int) -> str:
 if __name__ == "__main__":
     # Its own folder comes first there, and its modules would be found before others of the same name.
     sys.path.pop(0)
-    commands: dict[str, Callable[..., None]] = {"convert": convert, "halve": halve, "quantise": quantise}
+    commands: dict[str, Callable[..., None]] = {
+        "versions": versions,
+        "convert": convert,
+        "halve": halve,
+        "quantise": quantise,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dspkd.errors import MissingDependencyError, VerificationError
+from dspkd.errors import MissingDependencyError
+from dspkd.litert_converter import run_converter
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model, to_input
 from dspkd_export.calibration import required_for_int8
@@ -22,10 +20,9 @@ from dspkd_export.deploy_module import DeployModule
 from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.live_channels import LiveChannelShuffleNet
 
-__all__ = ["CONVERTER_PYTHON", "MODEL_FILE", "NhwcModule", "compile_litert", "run_converter"]
+__all__ = ["MODEL_FILE", "NhwcModule", "compile_litert"]
 
 MODEL_FILE = "model.tflite"
-CONVERTER_PYTHON = "DSPKD_LITERT_PYTHON"
 SCRIPT = Path(__file__).with_name("litert_script.py")
 
 
@@ -100,6 +97,7 @@ def compile_litert(job: ExportJob) -> Compiled:
         with quiet_libraries():
             module = NhwcModule(replace(job, takes_bytes=program_takes == "uint8").module(), job.size).eval()
             torch.export.save(torch.export.export(module, (), {"image": image}, strict=False), program)
+        made_by = json.loads(run_converter(SCRIPT, "versions").splitlines()[-1])
         run_converter(SCRIPT, "convert", program, fp32)
         if job.precision == "int8":
             np.save(images, to_input(required_for_int8(job.calibration).pixels, "float32", "NHWC"))
@@ -108,37 +106,8 @@ def compile_litert(job: ExportJob) -> Compiled:
             run_converter(SCRIPT, "halve", fp32, file)
         else:
             file.write_bytes(fp32.read_bytes())
-    details = {}
+    details = {"converter": made_by}
     if job.precision == "int8":
         activations = "int8, affine, smallest and largest value"
-        details = {"quantisation": {"activations": activations, "weights": "int8, symmetric, per channel"}}
+        details["quantisation"] = {"activations": activations, "weights": "int8, symmetric, per channel"}
     return Compiled((MODEL_FILE,), details, loaded={MODEL_FILE: load_model("litert", file)})
-
-
-def run_converter(script: Path, *arguments: object) -> None:
-    """Run one of the scripts for LiteRT's converter, which wants other packages than dspkd does: with the Python that
-    DSPKD_LITERT_PYTHON names, or this one.
-
-    Raises MissingDependencyError if that Python cannot be run or lacks a package, VerificationError with the
-    converter's last line if it fails.
-    """
-    command = [os.environ.get(CONVERTER_PYTHON, sys.executable), script, *arguments]
-    try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise MissingDependencyError(
-            f"{command[0]} cannot be run: {error.strerror}", hint=f"{CONVERTER_PYTHON} names a Python with litert-torch"
-        ) from error
-    if done.returncode:
-        said = _last_line(done.stderr.strip().splitlines())
-        if said.startswith("ModuleNotFoundError: "):
-            raise MissingDependencyError(
-                f"the converter's Python says: {said.partition(': ')[2]}",
-                hint="pip install litert-torch into an environment of its own (it wants other versions than dspkd), "
-                f"and name that Python in {CONVERTER_PYTHON}",
-            )
-        raise VerificationError(f"LiteRT's converter fails: {said}")
-
-
-def _last_line(lines: Sequence[str]) -> str:
-    return lines[-1] if lines else "no reason given"

@@ -14,15 +14,24 @@ import numpy as np
 import pytest
 import torch
 from litert_student import CALIBRATED, RECORDED, SIZE, pictures, recorded_student, recording_job
+from lively import student_of
 from torchvision.models import mobilenet_v2
 
+from dspkd.devices import open_device
 from dspkd.errors import MissingDependencyError, VerificationError
+from dspkd.evaluate import student_classifier
+from dspkd.litert_converter import CONVERTER_PYTHON, run_converter
 from dspkd.preprocess import Preprocess
 from dspkd.runtimes import load_model, to_input
 from dspkd_bench import agent
-from dspkd_export import litert_script
+from dspkd_bench.doctor import check_machine, examine
+from dspkd_bench.memory import measure_memory
+from dspkd_bench.subjects import open_subject
+from dspkd_export import export_student, litert_script, verify
+from dspkd_export.calibration import Calibration
+from dspkd_export.certificate import Images
 from dspkd_export.deploy_module import DeployModule
-from dspkd_export.litert_target import CONVERTER_PYTHON, MODEL_FILE, NhwcModule, compile_litert, run_converter
+from dspkd_export.litert_target import MODEL_FILE, NhwcModule, compile_litert
 
 PREPROCESS = Preprocess(size=SIZE)
 # Of a network that was not trained and exaggerates it; another number of threads moves answers as far.
@@ -126,17 +135,84 @@ def test_what_is_handed_on_has_one_scale_and_the_picture_all_bytes():
     pytest.importorskip("ai_edge_litert")
     graph, operators = graph_of(RECORDED / "shufflenet-int8.tflite")
     scale = {index: tensor.quantization.scale for index, tensor in enumerate(graph.tensors) if tensor.quantization}
-    handed_on = [operator for kind, operator in operators if kind in ("CONCATENATION", "SLICE")]
-    assert handed_on
-    for operator in handed_on:
-        (read, *_), (given,) = operator.inputs, operator.outputs
-        assert scale[read] == scale[given]
+    handed_on = [(kind, operator) for kind, operator in operators if kind in litert_script.CARRIERS]
+    assert {kind for kind, _ in handed_on} >= {"CONCATENATION", "SLICE", "PAD", "MAX_POOL_2D"}
+    for kind, operator in handed_on:
+        (given,) = operator.outputs
+        for read in operator.inputs if kind == "CONCATENATION" else operator.inputs[:1]:
+            assert scale[read] == scale[given]
     kinds = [kind for kind, _ in operators]
     assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
     (picture,) = [operator.outputs[0] for kind, operator in operators if kind == "QUANTIZE"]
     assert scale[picture] == pytest.approx([1 / 255])
     # The softmax is left to floats: eight bits of a probability are too few.
     assert kinds[-2:] == ["DEQUANTIZE", "SOFTMAX"]
+
+
+def test_shared_ranges():
+    pytest.importorskip("ai_edge_litert")
+    file = RECORDED / "shufflenet-fp32.tflite"
+    graph, operators = graph_of(file)
+    rng = np.random.default_rng(0)
+    ranges = {
+        litert_script._name(graph, index): {"min": rng.uniform(0.1, 0.4, 1), "max": rng.uniform(0.6, 0.9, 1)}
+        for index in range(len(graph.tensors))
+    }
+    before = {name: (one["min"].item(), one["max"].item()) for name, one in ranges.items()}
+    litert_script._share(ranges, str(file))
+
+    def of(index):
+        one = ranges[litert_script._name(graph, index)]
+        return one["min"].item(), one["max"].item()
+
+    assert of(graph.inputs[0]) == (0, 1)
+    for kind, operator in operators:
+        if kind == "CONCATENATION":
+            assert {of(index) for index in operator.inputs} == {of(operator.outputs[0])}
+        lowest, highest = before[litert_script._name(graph, operator.outputs[0])]
+        assert of(operator.outputs[0])[0] <= lowest and of(operator.outputs[0])[1] >= highest
+
+
+def test_bytes_in_the_place_of_floats(tmp_path):
+    """A file whose picture is already of eight bits, made from the recorded one by leaving out its first rounding."""
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    recorded, file = RECORDED / "shufflenet-int8.tflite", tmp_path / "bytes.tflite"
+    model = flatbuffer_utils.read_model(str(recorded))
+    (graph,) = model.subgraphs
+    first, *graph.operators = graph.operators
+    graph.inputs = list(first.outputs)
+    for signature in model.signatureDefs:
+        signature.inputs[0].tensorIndex = first.outputs[0]
+    flatbuffer_utils.write_model(model, str(file))
+    litert_script._take_bytes(str(file))
+    made = load_model("litert", file)
+    assert made.dtype == "uint8"
+    np.testing.assert_array_equal(made.answer(pictures()), load_model("litert", recorded).answer(pictures()))
+
+
+def test_bytes_of_another_scale_are_refused(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(RECORDED / "shufflenet-int8.tflite"))
+    (graph,) = model.subgraphs
+    graph.inputs = list(graph.operators[0].outputs)
+    graph.tensors[graph.inputs[0]].quantization.scale = [0.5]
+    flatbuffer_utils.write_model(model, str(tmp_path / "odd.tflite"))
+    with pytest.raises(ValueError, match=r"scale 0\.5 and zero point -128, not 1/255"):
+        litert_script._take_bytes(str(tmp_path / "odd.tflite"))
+
+
+def test_xnnpack_takes_the_whole_program():
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(RECORDED / "shufflenet-fp32.tflite"))
+    interpreter.allocate_tensors()
+    names = [one["op_name"] for one in interpreter._get_ops_details()]
+    assert names.count("DELEGATE") == 1 and names[-1] == "DELEGATE"
 
 
 # The runtime ---------------------------------------------------------------------------------------
@@ -195,12 +271,24 @@ def test_a_converter_that_lacks_a_package(script, monkeypatch):
     monkeypatch.delenv(CONVERTER_PYTHON, raising=False)
     with pytest.raises(MissingDependencyError, match="No module named 'no_such_converter'") as caught:
         run_converter(script("import no_such_converter"))
+    assert sys.executable in caught.value.message
     assert CONVERTER_PYTHON in caught.value.hint
 
 
 def test_a_converter_that_fails_says_why(script):
-    with pytest.raises(VerificationError, match="LiteRT's converter fails: RuntimeError: unsupported operator"):
+    with pytest.raises(VerificationError, match="fails: RuntimeError: unsupported operator") as caught:
         run_converter(script("raise RuntimeError('unsupported operator')"))
+    assert sys.executable in caught.value.message and "executorch" in caught.value.hint
+
+
+def test_a_converter_that_is_killed(script):
+    with pytest.raises(VerificationError, match="fails: it was ended by SIGKILL"):
+        run_converter(script("import os, sys; print('a warning', file=sys.stderr); os.kill(os.getpid(), 9)"))
+
+
+def test_an_empty_name_is_none(script, monkeypatch):
+    monkeypatch.setenv(CONVERTER_PYTHON, "")
+    assert run_converter(script("print('here')")) == "here\n"
 
 
 def test_a_python_that_is_not_there(script, monkeypatch, tmp_path):
@@ -220,20 +308,46 @@ def test_the_script_needs_nothing_of_dspkd():
 @pytest.fixture
 def stand_in_converter(tmp_path, monkeypatch):
     """Copies the recorded file where the converter would write."""
-    recorded = RECORDED / "shufflenet-fp32.tflite"
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ntest -s "$3" || exit 9\nfor last; do :; done\ncp "{recorded}" "$last"\n')
+    recorded, python = RECORDED / "shufflenet-fp32.tflite", tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+if test "$2" = versions; then echo '{{"litert-torch": "0.0", "ai-edge-litert": "9.0"}}'; exit; fi
+test -s "$3" || exit 9
+cp "{recorded}" "$4"
+"""
+    )
     python.chmod(0o755)
     monkeypatch.setenv(CONVERTER_PYTHON, str(python))
 
 
-def test_compiled_with_what_a_converter_gives(student, expected, stand_in_converter, tmp_path):
+def test_from_a_student_to_a_measured_artifact(student, expected, stand_in_converter, tmp_path, monkeypatch):
     pytest.importorskip("ai_edge_litert")
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    compiled = compile_litert(recording_job(student, folder, "fp32"))
-    assert compiled.models == (MODEL_FILE,) and [path.name for path in folder.iterdir()] == [MODEL_FILE]
-    np.testing.assert_allclose(compiled.loaded[MODEL_FILE].answer(pictures()), expected, atol=ROUNDING)
+    # Its widths are none that a library builds by name.
+    monkeypatch.setattr("dspkd_export.export.load_student", lambda folder: student)
+    images = Images(
+        pictures(), np.arange(16) % 3, [f"image{i}" for i in range(16)], [f"lesion{i}" for i in range(16)], "val"
+    )
+    (made,) = export_student(tmp_path, targets=["litert"], precisions=["fp32"], out=tmp_path / "out", images=images)
+    assert made.card.certificate["passed"] and made.card.certificate["n"] == 16
+    assert made.card.input == {
+        "name": "image",
+        "shape": [1, SIZE, SIZE, 3],
+        "dtype": "float32",
+        "layout": "NHWC",
+        "range": [0.0, 1.0],
+    }
+    assert made.card.details["converter"] == {"litert-torch": "0.0", "ai-edge-litert": "9.0"}
+    assert any("golden answers repeat here" in check for check in verify(made.path).checks)
+    subject = open_subject(made.path, threads=1)
+    assert subject.name.endswith("LiteRT fp32")
+    np.testing.assert_allclose(subject.run(subject.input_of(pictures())), expected, atol=ROUNDING)
+    memory = measure_memory(made.path, threads=1)
+    assert memory["increase_mib"] > 0
+    with open_device("local") as device:
+        checks = {check.name: check for check in check_machine(examine(device), "local", [made])}
+    older = checks[f"{made.path} on ai-edge-litert"]
+    assert (older.state, "made by 9.0" in older.found) == ("warning", True)
+    assert checks["LiteRT's converter"].state in ("ok", "not needed")
 
 
 # With the converter --------------------------------------------------------------------------------
@@ -257,3 +371,19 @@ def test_converted(student, expected, tmp_path, precision, tolerance, takes_byte
     kinds = [kind for kind, _ in graph_of(tmp_path / MODEL_FILE)[1]]
     # A pad with the lowest number, before a max pool, is one that XNNPACK does not take.
     assert "PADV2" not in kinds
+
+
+@needs_converter
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/mobilenet_v2"])
+def test_other_networks_are_in_int8_from_the_picture_to_the_logits(name, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    network = student_of(name, tmp_path)
+    size = network.card.preprocess.size
+    pixels = np.random.default_rng(0).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
+    calibration = Calibration(pixels, [str(i) for i in range(12)])
+    compiled = compile_litert(recording_job(network, tmp_path, "int8", calibration))
+    kinds = [kind for kind, _ in graph_of(tmp_path / MODEL_FILE)[1]]
+    assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
+    difference = compiled.loaded[MODEL_FILE].answer(pixels) - student_classifier(network).run(pixels)
+    assert np.abs(difference).mean() < 0.1
