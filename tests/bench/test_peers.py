@@ -181,7 +181,7 @@ def test_the_converter_of_litert_may_be_another_python(monkeypatch, source, tmp_
     with pytest.raises(MissingDependencyError, match=r"No module named 'x'.*litert-torch.*DSPKD_LITERT_PYTHON"):
         build_peer("litert", "fp32", source)
     monkeypatch.setenv("DSPKD_LITERT_PYTHON", str(converter(tmp_path, "RuntimeError: no such operator", 1)))
-    with pytest.raises(VerificationError, match="converter fails: RuntimeError: no such operator"):
+    with pytest.raises(VerificationError, match=r"converter in .*python fails: RuntimeError: no such operator"):
         build_peer("litert", "fp32", source)
     monkeypatch.setenv("DSPKD_LITERT_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(MissingDependencyError, match="nowhere cannot be run"):
