@@ -6,17 +6,18 @@ optional packages and are imported when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dspkd.errors import DeviceError, MissingDependencyError, VerificationError
 from dspkd.quiet import quiet_libraries
 
-__all__ = ["RUNTIMES", "LoadedModel", "first_line", "load_model", "to_input"]
+__all__ = ["RUNTIMES", "LiteRTProgram", "LoadedModel", "first_line", "load_model", "open_litert", "to_input"]
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -126,29 +127,47 @@ def _load_openvino(path: Path, threads: int) -> LoadedModel:
     return replace(_load_executorch(path, threads), runtime=runtime)
 
 
+@dataclass(frozen=True, slots=True)
+class LiteRTProgram:
+    """A .tflite file in LiteRT's interpreter; XNNPACK is its default for the CPU."""
+
+    taken: Mapping[str, Any]
+    """Its one input, as the interpreter describes tensors."""
+    given: Mapping[str, Any]
+    run: Run
+    """Takes and gives what the file does: no batch but its own, and levels where its ends are quantised."""
+
+
+def open_litert(path: Path, threads: int) -> LiteRTProgram:
+    """ModuleNotFoundError without ai-edge-litert, and what LiteRT raises for a file that it does not take."""
+    with quiet_libraries():
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(value: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(taken["index"], value)
+        interpreter.invoke()
+        answer: np.ndarray = interpreter.get_tensor(given["index"])
+        return answer
+
+    return LiteRTProgram(taken, given, run)
+
+
 def _load_litert(path: Path, threads: int) -> LoadedModel:
     try:
-        with quiet_libraries():
-            from ai_edge_litert.interpreter import Interpreter
-
-            # XNNPACK is its default for the CPU.
-            interpreter = Interpreter(str(path), num_threads=threads)
-            interpreter.allocate_tensors()
+        program = open_litert(path, threads)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "running a LiteRT artifact needs ai-edge-litert", hint="pip install 'dspkd[litert]'"
         ) from error
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(images: np.ndarray) -> np.ndarray:
-        rows = []
-        for place in range(len(images)):
-            interpreter.set_tensor(taken["index"], images[place : place + 1])
-            interpreter.invoke()
-            rows.append(interpreter.get_tensor(given["index"]))
-        return np.concatenate(rows)
+        return np.concatenate([program.run(images[i : i + 1]) for i in range(len(images))])
 
-    dtype = "uint8" if taken["dtype"] is np.uint8 else "float32"
+    dtype = "uint8" if program.taken["dtype"] is np.uint8 else "float32"
     return LoadedModel(f"ai-edge-litert {_version('ai-edge-litert')} XNNPACK", run, dtype=dtype, layout="NHWC")
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from dspkd.errors import DspkdError, MissingDependencyError, UsageError, VerificationError
 from dspkd.litert_converter import run_converter
 from dspkd.quiet import quiet_libraries
-from dspkd.runtimes import first_line, to_input
+from dspkd.runtimes import first_line, open_litert, to_input
 from dspkd.student import Student, load_student
 from dspkd_bench.subjects import Subject, short_name
 
@@ -375,21 +375,13 @@ def _converted_by_litert(source: Source, precision: str) -> Path:
 
 
 def _in_litert(source: Source, file: Path) -> StockExport:
-    with quiet_libraries():
-        from ai_edge_litert.interpreter import Interpreter
-
-        # XNNPACK is its default for the CPU.
-        interpreter = Interpreter(str(file), num_threads=source.threads)
-        interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    program = open_litert(file, source.threads)
 
     def input_of(images: np.ndarray) -> np.ndarray:
-        return _quantised(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), taken)
+        return _quantised(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), program.taken)
 
     def run(image: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(taken["index"], image)
-        interpreter.invoke()
-        return _dequantised(interpreter.get_tensor(given["index"]), given)
+        return _dequantised(program.run(image), program.given)
 
     return StockExport(f"ai-edge-litert {version('ai-edge-litert')} XNNPACK", file, run, input_of)
 

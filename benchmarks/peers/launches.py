@@ -17,29 +17,21 @@ from statistics import median
 
 import numpy as np
 
+from dspkd.runtimes import open_litert
 from dspkd_bench.latency import StopRule, measure_interleaved
 
 
-def program(file: Path) -> Callable[[], object]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(file), num_threads=1)
-    interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    floats = np.random.default_rng(0).random(taken["shape"], dtype=np.float32)
-    value = floats if taken["dtype"] is np.float32 else (floats * 100).astype(taken["dtype"])
-
-    def run() -> object:
-        interpreter.set_tensor(taken["index"], value)
-        interpreter.invoke()
-        return interpreter.get_tensor(given["index"])
-
-    return run
+def call_of(file: Path) -> Callable[[], object]:
+    program = open_litert(file, 1)
+    shape, dtype = program.taken["shape"], program.taken["dtype"]
+    floats = np.random.default_rng(0).random(shape, dtype=np.float32)
+    value = floats if dtype is np.float32 else (floats * 100).astype(dtype)
+    return lambda: program.run(value)
 
 
 def one_launch(files: list[Path], seconds: float) -> None:
     stop = StopRule(warmup_rounds=20, min_rounds=50, seconds=seconds)
-    series = measure_interleaved({str(place): program(file) for place, file in enumerate(files)}, stop)
+    series = measure_interleaved({str(place): call_of(file) for place, file in enumerate(files)}, stop)
     print(*(median(one.ms) for one in series.values()))
 
 

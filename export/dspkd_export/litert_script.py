@@ -141,7 +141,7 @@ def _split_concatenations(file: str) -> None:
     model = flatbuffer_utils.read_model(file)
     (graph,) = model.subgraphs
     split = []
-    for operator, kind in list(_operators(model, graph)):
+    for operator, kind in _operators(model, graph):
         parts = list(operator.inputs)
         while kind == "CONCATENATION" and len(parts) > MOST_CONCATENATED:
             first, parts = parts[:MOST_CONCATENATED], parts[MOST_CONCATENATED:]

@@ -93,7 +93,8 @@ def compile_litert(job: ExportJob) -> Compiled:
     program_takes = "float32" if job.precision == "int8" else job.dtype
     image = torch.from_numpy(to_input(np.zeros((1, job.size, job.size, 3), dtype=np.uint8), program_takes, "NHWC"))
     with tempfile.TemporaryDirectory() as temporary:
-        program, fp32, images = (Path(temporary) / name for name in ("program.pt2", "fp32.tflite", "images.npy"))
+        program, images = Path(temporary) / "program.pt2", Path(temporary) / "images.npy"
+        fp32 = file if job.precision == "fp32" else Path(temporary) / "fp32.tflite"
         with quiet_libraries():
             module = NhwcModule(replace(job, takes_bytes=program_takes == "uint8").module(), job.size).eval()
             torch.export.save(torch.export.export(module, (), {"image": image}, strict=False), program)
@@ -104,8 +105,6 @@ def compile_litert(job: ExportJob) -> Compiled:
             run_converter(SCRIPT, "quantise", fp32, images, job.dtype, file)
         elif job.precision == "fp16":
             run_converter(SCRIPT, "halve", fp32, file)
-        else:
-            file.write_bytes(fp32.read_bytes())
     details = {"converter": made_by}
     if job.precision == "int8":
         activations = "int8, affine, smallest and largest value"

@@ -12,7 +12,7 @@ from pathlib import Path
 DATA = Path(__file__).with_name("data")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from litert_student import CALIBRATED, recorded_student, recording_job  # noqa: E402
+from small_shufflenet import CALIBRATED, recorded_student, recording_job  # noqa: E402
 
 from dspkd_export.litert_target import MODEL_FILE, compile_litert  # noqa: E402
 

@@ -9,43 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_shufflenet
 import torch
-from lively import settle_batch_norms
-from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from dspkd.errors import MissingDependencyError, UsageError
-from dspkd.preprocess import Preprocess
-from dspkd.student import Student, StudentCard
 from dspkd_export.calibration import Calibration
 from dspkd_export.executorch_backends import BACKENDS, compile_executorch_ethos_u
 from dspkd_export.job import ExportJob
 
 pytest.importorskip("executorch")
 
-SIZE = 32
+SIZE = small_shufflenet.SIZE
 ETHOS_U = "ethos-u55-128"
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """uint8 (8, SIZE, SIZE, 3): one colour each, and noise."""
-    rng = np.random.default_rng(0)
-    colours = rng.integers(40, 216, (8, 1, 1, 3))
-    return np.clip(colours + rng.integers(-40, 40, (8, SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+    return small_shufflenet.pictures(8)
 
 
 @pytest.fixture(scope="module")
 def student(pictures, tmp_path_factory):
-    """ShuffleNetV2 with two units a stage, which every compiler takes a fraction of the time for."""
-    torch.manual_seed(0)
-    preprocess = Preprocess(size=SIZE)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    images = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
-    model = settle_batch_norms(ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 128], num_classes=3), images)
-    card = StudentCard(
-        role="student", architecture="shufflenet_v2_x0_5", classes=("a", "b", "c"), preprocess=preprocess
-    )
-    return Student(model, card, tmp_path_factory.mktemp("student"))
+    """Two units a stage."""
+    folder = tmp_path_factory.mktemp("student")
+    return small_shufflenet.small_shufflenet([2, 2, 2], [24, 48, 96, 192, 128], pictures, folder)
 
 
 @pytest.fixture

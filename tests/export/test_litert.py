@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from litert_student import CALIBRATED, RECORDED, SIZE, pictures, recorded_student, recording_job
 from lively import student_of
+from small_shufflenet import CALIBRATED, RECORDED, SIZE, pictures, recorded_student, recording_job
 from torchvision.models import mobilenet_v2
 
 from dspkd.devices import open_device
