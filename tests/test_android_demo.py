@@ -1,0 +1,257 @@
+"""The Android app: what it does to pictures and artifacts is run on a JDK; the rest of it is compiled against the
+signatures of what it uses. Nothing here has been on a phone.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from dspkd.fileio import sha256_file
+from dspkd_export.bounds import BOUNDS
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "android_demo/app/src/main"
+SOURCES = sorted((APP / "java").rglob("*.java"))
+HERE = ROOT / "tests/android"
+VECTORS = json.loads((ROOT / "tests/golden/resize.json").read_text(encoding="utf-8"))["vectors"]
+ANDROID = "{http://schemas.android.com/apk/res/android}"
+GENERATOR = np.random.default_rng(0)
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("javac") is None or shutil.which("java") is None, reason="no JDK (apt install default-jdk-headless)"
+)
+
+
+def resources():
+    """{type: names} of what the XML files declare, as aapt collects them into R."""
+    found = {"layout": set(), "id": set(), "string": set()}
+    for file in (APP / "res").rglob("*.xml"):
+        kind = file.parent.name.split("-")[0]
+        if kind == "values":
+            for element in ElementTree.parse(file).getroot():
+                found.setdefault(element.tag, set()).add(element.get("name"))
+        else:
+            found.setdefault(kind, set()).add(file.stem)
+            found["id"].update(re.findall(r"@\+id/(\w+)", file.read_text(encoding="utf-8")))
+    return found
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Everything compiled, with every warning of javac an error."""
+    folder = tmp_path_factory.mktemp("android")
+    api = folder / "api"
+    for part in (HERE / "api.java.txt").read_text(encoding="utf-8").split("//// ")[1:]:
+        name, _, text = part.partition("\n")
+        (api / name).parent.mkdir(parents=True, exist_ok=True)
+        (api / name).write_text(text, encoding="utf-8")
+    fields = "".join(
+        f"static final class {kind} {{ "
+        + "".join(f"static final int {name} = {i}; " for i, name in enumerate(sorted(names)) if name.isidentifier())
+        + "}\n"
+        for kind, names in resources().items()
+    )
+    (api / "R.java").write_text(f"package org.dspkd.demo;\nfinal class R {{\n{fields}}}\n", encoding="utf-8")
+    files = [*SOURCES, HERE / "Harness.java", HERE / "Json.java", *sorted(api.rglob("*.java"))]
+    done = subprocess.run(
+        [
+            "javac",
+            "-Xlint:all,-options",
+            "-Werror",
+            "--release",
+            "11",
+            "-encoding",
+            "UTF-8",
+            "-d",
+            folder / "classes",
+            *files,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "classes"
+
+
+@pytest.fixture
+def java(classes):
+    def call(*arguments, given=b""):
+        command = ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", classes, "org.dspkd.demo.Harness"]
+        done = subprocess.run([*command, *map(str, arguments)], input=given, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    return call
+
+
+def test_resizing_gives_the_golden_bytes(java):
+    keys = ("width", "height", "seed", "size", "interpolation")
+    hashes = java("resize", *(vector[key] for vector in VECTORS for key in keys)).decode().split()
+    assert hashes == [vector["sha256"] for vector in VECTORS]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_pillow_turns_them(java, orientation):
+    pixels = GENERATOR.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    assert java("upright", 7, 5, orientation, given=pixels.tobytes()) == ImageOps.exif_transpose(image).tobytes()
+
+
+def test_transparent_pictures_lie_over_white(java, tmp_path):
+    from dspkd.preprocess import load_rgb
+
+    rgba = GENERATOR.integers(0, 256, (9, 6, 4), dtype=np.uint8)
+    Image.fromarray(rgba, "RGBA").save(tmp_path / "a.png")
+    padded = np.pad(rgba, ((0, 0), (0, 2), (0, 0)))  # a bitmap's rows may be longer than its pixels
+    assert java("over-white", 6, 9, 32, given=padded.tobytes()) == load_rgb(tmp_path / "a.png").tobytes()
+
+
+def test_floats_are_those_of_single_precision(java):
+    pixels = GENERATOR.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    planes = json.loads(java("planes", 3, 3, given=pixels.tobytes()))
+    expected = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(np.float32(planes), expected.ravel())
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_the_bounds_are_those_of_verify(java, precision):
+    assert float(java("allowed", precision)) == pytest.approx(BOUNDS[precision].golden)
+
+
+def test_times_are_ranks(java):
+    assert java("timing", *(k * 1_000_000 for k in (10, 1, 9, 2, 8, 3, 7, 4, 6, 5))).decode().split() == ["5.0", "9.0"]
+
+
+def test_an_artifact_is_read(java, tiny_artifacts):
+    first, *rest = java("read", tiny_artifacts["executorch"]).decode().splitlines()
+    assert first == "ok [RED, GREEN, BLUE] 32 false"
+    assert "fp32, 32 px" in rest[0] and "balanced accuracy" in rest[1]
+
+
+def test_other_answers_than_at_export_are_noticed(java, tiny_artifacts):
+    folder = tiny_artifacts["executorch"]
+    assert java("check", folder, 0).startswith(b"true largest difference 0.0e+00")
+    assert java("check", folder, 9e-5).startswith(b"true")
+    assert java("check", folder, 2e-4).startswith(b"false largest difference 2.0e-04, allowed 1e-04")
+    assert java("check", folder, "NaN").startswith(b"false")
+
+
+def edit(folder, change):
+    """A manifest that somebody has changed, with the hashes of the files that lie there."""
+    path = folder / "artifact.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def rewrite_golden(folder, **changes):
+    with np.load(folder / "golden.npz") as stored:
+        arrays = {**{name: stored[name] for name in stored.files}, **changes}
+    np.savez(folder / "golden.npz", **arrays)
+    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
+
+
+def replace_golden(folder, content):
+    (folder / "golden.npz").write_bytes(content)
+    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=hashlib.sha256(content).hexdigest()))
+
+
+def cut_an_array(folder):
+    with zipfile.ZipFile(folder / "golden.npz") as z:
+        entries = {name: z.read(name) for name in z.namelist()}
+    with zipfile.ZipFile(folder / "golden.npz", "w") as z:
+        for name, content in entries.items():
+            z.writestr(name, content[:-1] if name == "pixels.npy" else content)
+    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
+
+
+DAMAGE = {
+    "no manifest": (lambda f: (f / "artifact.json").unlink(), "artifact.json is missing: copy"),
+    "half a manifest": (lambda f: (f / "artifact.json").write_text('{"schema'), "artifact.json cannot be read"),
+    "no program": (lambda f: (f / "model.pte").unlink(), "model.pte is missing: copy"),
+    "another program": (lambda f: (f / "model.pte").write_bytes(b"x"), "model.pte is not the file that artifact.json"),
+    "no pictures": (lambda f: (f / "golden.npz").unlink(), "golden.npz is missing"),
+    "no zip": (lambda f: replace_golden(f, b"x" * 100), "cannot be read"),
+    "an array cut off": (cut_an_array, "golden.npz: pixels is cut off"),
+    "pictures as floats": (
+        lambda f: rewrite_golden(f, pixels=np.zeros((2, 32, 32, 3), np.float32)),
+        "golden.npz: pixels is no uint8 array",
+    ),
+    "pictures of another size": (
+        lambda f: rewrite_golden(f, pixels=np.zeros((1, 8, 8, 3), np.uint8), deployed=np.zeros((1, 3), np.float32)),
+        "pictures of 8 x 8, not of 32",
+    ),
+    "an answer too few": (
+        lambda f: rewrite_golden(f, deployed=np.zeros((1, 3), np.float32)),
+        "golden.npz: 1 answers for",
+    ),
+    "another order of classes": (lambda f: edit(f, lambda m: m["classes"].reverse()), "name different classes"),
+    "another target": (lambda f: edit(f, lambda m: m.update(target="onnx")), "this artifact is for onnx; this app"),
+    "another schema": (lambda f: edit(f, lambda m: m.update(schema_version=9)), "schema_version 9; this app reads 2"),
+    "hair removal": (
+        lambda f: edit(f, lambda m: m["preprocess"].update(cleaning={"hair_removal": True})),
+        "prepared with 'cleaning', which this app cannot do",
+    ),
+    "another filter": (
+        lambda f: edit(f, lambda m: m["preprocess"].update(interpolation="lanczos")),
+        "lanczos is unknown",
+    ),
+    "another crop": (lambda f: edit(f, lambda m: m["preprocess"].update(crop="none")), "crop is none; this app knows"),
+    "another layout": (lambda f: edit(f, lambda m: m["input"].update(layout="NHWC")), "layout is NHWC; this app knows"),
+    "text for a number": (
+        lambda f: edit(f, lambda m: m["preprocess"].update(size="32")),
+        "artifact.json: preprocess: size is no number",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_artifact_is_refused_by_name(java, tiny_artifacts, tmp_path, damage):
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifacts["executorch"], folder)
+    spoil, message = DAMAGE[damage]
+    spoil(folder)
+    assert message in java("read", folder).decode()
+
+
+def test_every_resource_that_is_used_exists():
+    declared = resources()
+    for file in [APP / "AndroidManifest.xml", *(APP / "res").rglob("*.xml")]:
+        for kind, name in re.findall(r'"@(?!android)(\w+)/([\w.]+)"', file.read_text(encoding="utf-8")):
+            assert name in declared.get(kind, ()), f"{file.name}: @{kind}/{name}"
+
+
+def test_texts_are_formatted_with_what_they_ask_for():
+    """Android finds a missing argument when the text is shown."""
+    asked = {
+        element.get("name"): len(set(re.findall(r"%(\d)\$", element.text)))
+        for element in ElementTree.parse(APP / "res/values/strings.xml").getroot()
+    }
+    code = (APP / "java/org/dspkd/demo/MainActivity.java").read_text(encoding="utf-8")
+    calls = re.findall(r"getString\(R\.string\.(\w+)((?:[^()]|\([^()]*\))*)\)", code)
+    assert {name for name, _ in calls} >= {name for name, count in asked.items() if count}
+    for name, rest in calls:
+        assert len(re.findall(r",(?![^(]*\))", rest)) == asked[name], name
+
+
+def test_the_app_can_send_nothing_away():
+    manifest = ElementTree.parse(APP / "AndroidManifest.xml").getroot()
+    assert not [element for element in manifest.iter() if element.tag.startswith("uses-permission")]
+    assert manifest.find("application").get(f"{ANDROID}allowBackup") == "false"
+    exported = [e.get(f"{ANDROID}name") for e in manifest.iter() if e.get(f"{ANDROID}exported") == "true"]
+    assert exported == ["org.dspkd.demo.MainActivity"]
+
+
+def test_the_app_runs_the_programs_of_the_version_that_writes_them():
+    version = re.search(r"^executorch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)[1]
+    assert f"executorch={version}\n" in (ROOT / "android_demo/gradle.properties").read_text(encoding="utf-8")
