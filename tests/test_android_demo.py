@@ -3,6 +3,7 @@ signatures of what it uses. Nothing here has been on a phone.
 """
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from dspkd.fileio import sha256_file
+from dspkd.preprocess import load_rgb, resize_square
 from dspkd_export.bounds import BOUNDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +26,6 @@ SOURCES = sorted((APP / "java").rglob("*.java"))
 HERE = ROOT / "tests/android"
 VECTORS = json.loads((ROOT / "tests/golden/resize.json").read_text(encoding="utf-8"))["vectors"]
 ANDROID = "{http://schemas.android.com/apk/res/android}"
-GENERATOR = np.random.default_rng(0)
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("javac") is None or shutil.which("java") is None, reason="no JDK (apt install default-jdk-headless)"
-)
 
 
 def resources():
@@ -48,6 +45,8 @@ def resources():
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
     """Everything compiled, with every warning of javac an error."""
+    if shutil.which("javac") is None or shutil.which("java") is None:
+        pytest.skip("no JDK (apt install default-jdk-headless)")
     folder = tmp_path_factory.mktemp("android")
     api = folder / "api"
     for part in (HERE / "api.java.txt").read_text(encoding="utf-8").split("//// ")[1:]:
@@ -99,26 +98,24 @@ def test_resizing_gives_the_golden_bytes(java):
     assert hashes == [vector["sha256"] for vector in VECTORS]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_pillow_turns_them(java, orientation):
-    pixels = GENERATOR.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    image.getexif()[0x0112] = orientation
-    assert java("upright", 7, 5, orientation, given=pixels.tobytes()) == ImageOps.exif_transpose(image).tobytes()
-
-
-def test_transparent_pictures_lie_over_white(java, tmp_path):
-    from dspkd.preprocess import load_rgb
-
-    rgba = GENERATOR.integers(0, 256, (9, 6, 4), dtype=np.uint8)
-    Image.fromarray(rgba, "RGBA").save(tmp_path / "a.png")
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize(("width", "height"), [(7, 4), (4, 7), (5, 5)])
+def test_pictures_become_the_squares_of_pillow(java, tmp_path, orientation, width, height):
+    """Turned, over white, and cut to the square whose odd remainder is the last column or row of the turned picture."""
+    rgba = np.random.default_rng(orientation).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = Image.fromarray(rgba)
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    expected = resize_square(load_rgb(tmp_path / "a.png"), min(width, height), "bilinear")
     padded = np.pad(rgba, ((0, 0), (0, 2), (0, 0)))  # a bitmap's rows may be longer than its pixels
-    assert java("over-white", 6, 9, 32, given=padded.tobytes()) == load_rgb(tmp_path / "a.png").tobytes()
+    given = padded.tobytes()
+    assert java("square", width, height, 4 * (width + 2), orientation, given=given) == expected.tobytes()
 
 
 def test_floats_are_those_of_single_precision(java):
-    pixels = GENERATOR.integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    planes = json.loads(java("planes", 3, 3, given=pixels.tobytes()))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    planes = json.loads(java("planes", 3, given=pixels.tobytes()))
     expected = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(np.float32(planes), expected.ravel())
 
@@ -175,6 +172,18 @@ def cut_an_array(folder):
     edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
 
 
+def with_array(folder, content):
+    """golden.npz with these bytes for its pixels."""
+    with zipfile.ZipFile(folder / "golden.npz", "w") as z:
+        z.writestr("pixels.npy", content)
+    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
+
+
+def header(shape, major=1):
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY" + bytes([major, 0]) + len(text).to_bytes(2 if major == 1 else 4, "little") + text
+
+
 DAMAGE = {
     "no manifest": (lambda f: (f / "artifact.json").unlink(), "artifact.json is missing: copy"),
     "half a manifest": (lambda f: (f / "artifact.json").write_text('{"schema'), "artifact.json cannot be read"),
@@ -183,13 +192,22 @@ DAMAGE = {
     "no pictures": (lambda f: (f / "golden.npz").unlink(), "golden.npz is missing"),
     "no zip": (lambda f: replace_golden(f, b"x" * 100), "cannot be read"),
     "an array cut off": (cut_an_array, "golden.npz: pixels is cut off"),
+    "sides whose product wraps": (
+        lambda f: with_array(f, header((2**31 - 1, 2**31 - 1, 2**31 - 1, 3))),
+        "golden.npz: pixels is damaged",
+    ),
+    "a side below nothing": (lambda f: with_array(f, header((-1, 8, 8, 3))), "golden.npz: pixels is empty"),
+    "a header without end": (
+        lambda f: with_array(f, header((1,), major=2)[:8] + b"\xff\xff\xff\x7f"),
+        "golden.npz: pixels has no readable header",
+    ),
     "pictures as floats": (
         lambda f: rewrite_golden(f, pixels=np.zeros((2, 32, 32, 3), np.float32)),
         "golden.npz: pixels is no uint8 array",
     ),
     "pictures of another size": (
         lambda f: rewrite_golden(f, pixels=np.zeros((1, 8, 8, 3), np.uint8), deployed=np.zeros((1, 3), np.float32)),
-        "pictures of 8 x 8, not of 32",
+        "pictures of 8 px, not of 32",
     ),
     "an answer too few": (
         lambda f: rewrite_golden(f, deployed=np.zeros((1, 3), np.float32)),
@@ -198,6 +216,15 @@ DAMAGE = {
     "another order of classes": (lambda f: edit(f, lambda m: m["classes"].reverse()), "name different classes"),
     "another target": (lambda f: edit(f, lambda m: m.update(target="onnx")), "this artifact is for onnx; this app"),
     "another schema": (lambda f: edit(f, lambda m: m.update(schema_version=9)), "schema_version 9; this app reads 2"),
+    "another precision": (lambda f: edit(f, lambda m: m.update(precision="int4")), "precision int4 is unknown"),
+    "a certificate that failed": (
+        lambda f: edit(f, lambda m: m["certificate"].update(passed=False)),
+        "certificate of this artifact did not hold",
+    ),
+    "an interval of one end": (
+        lambda f: edit(f, lambda m: m["certificate"]["deployed"]["intervals"].update(balanced_accuracy=[0.5])),
+        "cannot be read",
+    ),
     "hair removal": (
         lambda f: edit(f, lambda m: m["preprocess"].update(cleaning={"hair_removal": True})),
         "prepared with 'cleaning', which this app cannot do",
@@ -224,6 +251,37 @@ def test_a_damaged_artifact_is_refused_by_name(java, tiny_artifacts, tmp_path, d
     assert message in java("read", folder).decode()
 
 
+def test_other_inputs_and_precisions_are_known(java, tiny_artifacts, tmp_path):
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifacts["executorch"], folder)
+    edit(folder, lambda m: (m["input"].update(dtype="uint8", layout="NHWC"), m.update(precision="int8")))
+    assert java("read", folder).startswith(b"ok [RED, GREEN, BLUE] 32 true")
+    assert java("check", folder, 4e-2).startswith(b"true")
+    assert java("check", folder, 6e-2).startswith(b"false")
+
+
+def zipped(entries):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as z:
+        for name, content in entries.items():
+            z.writestr(name, content)
+    return packed.getvalue()
+
+
+def test_only_the_files_of_an_artifact_come_out_of_a_zip(java, tmp_path):
+    given = {"a/model.pte": b"1", "a/golden.npz": b"2", "../../artifact.json": b"3", "../../evil": b"4"}
+    assert java("unzip", tmp_path / "in" / "new", given=zipped(given)) == b"ok\n"
+    found = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"in/new/model.pte": b"1", "in/new/golden.npz": b"2", "in/new/artifact.json": b"3"}
+
+
+@pytest.mark.parametrize("given", [b"", b"no zip at all", zipped({"model.pte": b"1"})], ids=["empty", "text", "a part"])
+def test_another_file_is_no_model(java, tmp_path, given):
+    assert java("unzip", tmp_path / "new", given=given).startswith(
+        b"This file is no zip of one artifact. On the computer"
+    )
+
+
 def test_every_resource_that_is_used_exists():
     declared = resources()
     for file in [APP / "AndroidManifest.xml", *(APP / "res").rglob("*.xml")]:
@@ -237,7 +295,7 @@ def test_texts_are_formatted_with_what_they_ask_for():
         element.get("name"): len(set(re.findall(r"%(\d)\$", element.text)))
         for element in ElementTree.parse(APP / "res/values/strings.xml").getroot()
     }
-    code = (APP / "java/org/dspkd/demo/MainActivity.java").read_text(encoding="utf-8")
+    code = "".join(source.read_text(encoding="utf-8") for source in SOURCES)
     calls = re.findall(r"getString\(R\.string\.(\w+)((?:[^()]|\([^()]*\))*)\)", code)
     assert {name for name, _ in calls} >= {name for name, count in asked.items() if count}
     for name, rest in calls:
@@ -245,8 +303,11 @@ def test_texts_are_formatted_with_what_they_ask_for():
 
 
 def test_the_app_can_send_nothing_away():
+    """Also not with the permissions of a library: its manifest is merged into this one."""
     manifest = ElementTree.parse(APP / "AndroidManifest.xml").getroot()
-    assert not [element for element in manifest.iter() if element.tag.startswith("uses-permission")]
+    permissions = {e.get(f"{ANDROID}name"): dict(e.attrib) for e in manifest.iter("uses-permission")}
+    assert "android.permission.INTERNET" in permissions
+    assert {e["{http://schemas.android.com/tools}node"] for e in permissions.values()} == {"remove"}
     assert manifest.find("application").get(f"{ANDROID}allowBackup") == "false"
     exported = [e.get(f"{ANDROID}name") for e in manifest.iter() if e.get(f"{ANDROID}exported") == "true"]
     assert exported == ["org.dspkd.demo.MainActivity"]

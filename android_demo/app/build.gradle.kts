@@ -2,7 +2,7 @@ plugins {
     id("com.android.application")
 }
 
-// -Partifact=FOLDER builds an artifact into the app. Without it the app asks for one to be copied to the phone.
+// -Partifact=FOLDER builds an artifact into the app. Without it the app asks for one to be opened on the phone.
 val artifact = providers.gradleProperty("artifact").orNull?.let { rootProject.file(it) }
 if (artifact != null) {
     for (name in listOf("artifact.json", "golden.npz", "model.pte")) {
@@ -19,7 +19,8 @@ android {
     defaultConfig {
         applicationId = "org.dspkd.demo"
         minSdk = 26
-        targetSdk = 35
+        // From 35 on, apps draw beneath the system's bars and have to make room for them.
+        targetSdk = 34
         versionCode = 1
         versionName = "0.1.0"
         // What ExecuTorch's library is built for.

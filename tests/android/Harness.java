@@ -14,14 +14,14 @@ final class Harness {
             case "resize":
                 resize(args);
                 return;
-            case "upright":
-                Rgb upright = new Rgb(number(args[1]), number(args[2]), System.in.readAllBytes()).upright(number(args[3]));
-                System.out.write(upright.bytes);
+            case "square":
+                Rgb square = Rgb.uprightSquare(System.in.readAllBytes(), number(args[1]), number(args[2]), number(args[3]),
+                        number(args[4]));
+                System.out.write(square.bytes);
                 System.out.flush();
                 return;
-            case "over-white":
-                System.out.write(Rgb.overWhite(System.in.readAllBytes(), number(args[1]), number(args[2]), number(args[3])).bytes);
-                System.out.flush();
+            case "unzip":
+                unzip(new File(args[1]));
                 return;
             case "read":
                 read(new File(args[1]));
@@ -30,11 +30,10 @@ final class Harness {
                 check(new File(args[1]), Float.parseFloat(args[2]));
                 return;
             case "planes":
-                float[] planes = Artifact.planes(new Rgb(number(args[1]), number(args[2]), System.in.readAllBytes()));
-                System.out.println(Arrays.toString(planes));
+                System.out.println(Arrays.toString(new Rgb(number(args[1]), System.in.readAllBytes()).planes()));
                 return;
             case "allowed":
-                System.out.println(Golden.allowed(args[1]));
+                System.out.println(Artifact.allowed(args[1]));
                 return;
             case "timing":
                 long[] times = Arrays.stream(args).skip(1).mapToLong(Long::parseLong).toArray();
@@ -51,6 +50,15 @@ final class Harness {
             Artifact artifact = Artifact.read(folder, Json::parse);
             System.out.println("ok " + artifact.classes + " " + artifact.size + " " + artifact.takesBytes);
             System.out.println(artifact.summary());
+        } catch (ArtifactException e) {
+            System.out.println(e.getMessage());
+        }
+    }
+
+    private static void unzip(File folder) throws Exception {
+        try {
+            ModelFiles.unzip(System.in, folder);
+            System.out.println("ok");
         } catch (ArtifactException e) {
             System.out.println(e.getMessage());
         }
@@ -73,17 +81,17 @@ final class Harness {
             @Override
             public void close() {
             }
-        }, artifact.precision);
+        }, artifact.allowed);
         System.out.println(verdict.holds() + " " + verdict);
     }
 
     /** Arguments in fives: width, height, seed, size, filter of a golden vector. Prints the result's SHA-256. */
     private static void resize(String[] args) throws Exception {
         for (int i = 1; i < args.length; i += 5) {
-            Rgb picture = picture(number(args[i]), number(args[i + 1]), Integer.parseUnsignedInt(args[i + 2]));
+            Rgb square = square(number(args[i]), number(args[i + 1]), Integer.parseUnsignedInt(args[i + 2]));
             Resize.Filter filter = Resize.Filter.valueOf(args[i + 4].toUpperCase(java.util.Locale.ROOT));
             byte[] hash = MessageDigest.getInstance("SHA-256")
-                    .digest(Resize.centreSquare(picture, number(args[i + 3]), filter).bytes);
+                    .digest(Resize.to(number(args[i + 3]), square, filter).bytes);
             StringBuilder hex = new StringBuilder();
             for (byte b : hash) {
                 hex.append(String.format("%02x", b));
@@ -92,16 +100,17 @@ final class Harness {
         }
     }
 
-    private static Rgb picture(int width, int height, int seed) {
-        byte[] bytes = new byte[width * height * 3];
+    private static Rgb square(int width, int height, int seed) {
+        byte[] rgba = new byte[width * height * 4];
         for (int y = 0, to = 0; y < height; y++) {
             for (int x = 0; x < width; x++) {
                 for (int c = 0; c < 3; c++) {
-                    bytes[to++] = (byte) value(x, y, c, width, seed);
+                    rgba[to++] = (byte) value(x, y, c, width, seed);
                 }
+                rgba[to++] = (byte) 255;
             }
         }
-        return new Rgb(width, height, bytes);
+        return Rgb.uprightSquare(rgba, width, height, 4 * width, 1);
     }
 
     private static int value(int x, int y, int c, int width, int seed) {

@@ -25,6 +25,7 @@ import java.util.Set;
 final class Artifact {
     static final String MANIFEST = "artifact.json";
     private static final int SCHEMA_VERSION = 2;
+    private static final long LARGEST_MANIFEST = 4 << 20;
     private static final Set<String> PREPROCESS_KEYS = new HashSet<>(
             Arrays.asList("size", "crop", "interpolation", "antialias", "color_order", "mean", "std"));
 
@@ -41,7 +42,8 @@ final class Artifact {
     /** Balanced accuracy of this very file on the whole validation part, and the ends of its 95 % interval. */
     final double balancedAccuracy;
     final double[] interval;
-    final boolean certificatePassed;
+    /** How far an answer for a golden picture may be off on this device. */
+    final float allowed;
 
     /** Turns JSON into maps, lists, strings, numbers and booleans; throws IllegalArgumentException. */
     interface JsonParser {
@@ -53,11 +55,19 @@ final class Artifact {
         if (!file.isFile()) {
             throw new ArtifactException(file + " is missing: copy all that dspkd export has written into that folder");
         }
+        if (file.length() > LARGEST_MANIFEST) {
+            throw new ArtifactException(file + " is larger than 4 MB, so it is no manifest of dspkd: copy it again");
+        }
+        Object manifest;
         try {
-            String text = new String(Files.readAllBytes(file.toPath()), StandardCharsets.UTF_8);
-            return new Artifact(folder, new Node(MANIFEST, json.parse(text)), json);
+            manifest = json.parse(new String(Files.readAllBytes(file.toPath()), StandardCharsets.UTF_8));
         } catch (IOException | IllegalArgumentException e) {
             throw new ArtifactException(file + " cannot be read: " + e.getMessage() + " (copy the artifact again)", e);
+        }
+        try {
+            return new Artifact(folder, new Node(MANIFEST, manifest), json);
+        } catch (IOException | RuntimeException e) {
+            throw new ArtifactException(folder + " cannot be read: " + e.getMessage() + " (copy the artifact again)", e);
         }
     }
 
@@ -69,6 +79,7 @@ final class Artifact {
         expect(target.equals("executorch"), "this artifact is for " + target
                 + "; this app runs those of: dspkd export --target executorch");
         precision = manifest.text("precision");
+        allowed = allowed(precision);
         architecture = manifest.at("source").text("architecture");
         classes = new ArrayList<>();
         for (Object name : manifest.list("classes")) {
@@ -105,39 +116,42 @@ final class Artifact {
                     + classes.size() + " classes: export again");
         }
         for (Rgb picture : golden.pictures) {
-            expect(picture.width == size && picture.height == size, "golden.npz has pictures of " + picture.width + " x "
-                    + picture.height + ", not of " + size + ": export again");
+            expect(picture.side == size, "golden.npz has pictures of " + picture.side + " px, not of " + size
+                    + ": export again");
         }
 
         Node certificate = manifest.at("certificate");
-        certificatePassed = Boolean.TRUE.equals(certificate.map().get("passed"));
+        expect(Boolean.TRUE.equals(certificate.map().get("passed")),
+                "the certificate of this artifact did not hold at export, so it is not used: dspkd export says why");
         Node deployed = certificate.at("deployed");
         balancedAccuracy = deployed.number("balanced_accuracy");
         List<?> ends = deployed.at("intervals").list("balanced_accuracy");
         interval = new double[] {((Number) ends.get(0)).doubleValue(), ((Number) ends.get(1)).doubleValue()};
     }
 
-    /** Steps 3 and 4 of export/preprocessing.md. */
-    Rgb prepare(Rgb picture) {
-        return Resize.centreSquare(picture, size, filter);
-    }
-
-    /** Step 5, float32: each value divided by 255, first all of red, then green, then blue. */
-    static float[] planes(Rgb pixels) {
-        int count = pixels.width * pixels.height;
-        float[] planes = new float[3 * count];
-        for (int i = 0; i < count; i++) {
-            for (int c = 0; c < 3; c++) {
-                planes[c * count + i] = (pixels.bytes[3 * i + c] & 0xff) / 255f;
-            }
-        }
-        return planes;
+    Rgb prepare(Rgb square) {
+        return Resize.to(size, square, filter);
     }
 
     String summary() {
         return String.format(Locale.getDefault(), "%s, %s, %d px, %.1f MB%nbalanced accuracy %.1f %% (%.1f to %.1f) on its validation images",
                 architecture, precision, size, program.length() / 1e6, 100 * balancedAccuracy, 100 * interval[0],
                 100 * interval[1]);
+    }
+
+    /** The bounds of {@code dspkd verify} on another machine than the one that exported. */
+    static float allowed(String precision) throws ArtifactException {
+        switch (precision) {
+            case "fp32":
+                return 1e-4f;
+            case "fp16":
+                return 1e-2f;
+            case "int8":
+                return 5e-2f;
+            default:
+                throw new ArtifactException("artifact.json: precision " + precision
+                        + " is unknown; this app knows fp32, fp16 and int8");
+        }
     }
 
     private static Resize.Filter filter(String interpolation) throws ArtifactException {

@@ -18,8 +18,8 @@ final class ExecuTorchModel implements Model {
     @Override
     public float[] probabilities(Rgb pixels) {
         Tensor input = takesBytes
-                ? Tensor.fromBlobUnsigned(pixels.bytes, new long[] {1, pixels.height, pixels.width, 3})
-                : Tensor.fromBlob(Artifact.planes(pixels), new long[] {1, 3, pixels.height, pixels.width});
+                ? Tensor.fromBlobUnsigned(pixels.bytes, new long[] {1, pixels.side, pixels.side, 3})
+                : Tensor.fromBlob(pixels.planes(), new long[] {1, 3, pixels.side, pixels.side});
         EValue[] output = module.forward(EValue.from(input));
         if (output == null || output.length == 0) {
             throw new IllegalStateException("the program gave no answer");

@@ -7,7 +7,6 @@ import android.content.Intent;
 import android.graphics.Bitmap;
 import android.graphics.Typeface;
 import android.net.Uri;
-import android.os.Build;
 import android.os.Bundle;
 import android.provider.MediaStore;
 import android.view.View;
@@ -19,216 +18,225 @@ import android.widget.TextView;
 import androidx.core.content.FileProvider;
 import java.io.File;
 import java.io.IOException;
-import java.util.List;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
 
 /** One screen: the model and whether it answers here as it did at export, a picture, and the student's answer. */
 public final class MainActivity extends Activity {
     private static final int CHOOSE = 1;
     private static final int PHOTOGRAPH = 2;
+    private static final int OPEN = 3;
+    private static final String PHOTO = "photo";
 
-    // One thread for all that takes time; artifact, model and prepared are touched by no other.
-    private final ExecutorService worker = Executors.newSingleThreadExecutor();
-    private Artifact artifact;
-    private Model model;
-    private Rgb prepared;
-
+    private DemoApp app;
     private TextView modelLine;
     private TextView checkLine;
     private TextView answerLine;
     private TextView timingLine;
     private ImageView seen;
     private ViewGroup answers;
+    private Button open;
     private Button choose;
     private Button photograph;
     private Button time;
+    private int working;
+    private String photo;
+
+    /** Something that takes time, and then what is to be shown. */
+    private interface Job {
+        Runnable run() throws ArtifactException, IOException;
+    }
 
     @Override
     protected void onCreate(Bundle savedInstanceState) {
         super.onCreate(savedInstanceState);
         setContentView(R.layout.main);
+        app = (DemoApp) getApplication();
         modelLine = findViewById(R.id.model_line);
         checkLine = findViewById(R.id.check_line);
         answerLine = findViewById(R.id.answer_line);
         timingLine = findViewById(R.id.timing_line);
         seen = findViewById(R.id.seen);
         answers = findViewById(R.id.answers);
+        open = findViewById(R.id.open);
         choose = findViewById(R.id.choose);
         photograph = findViewById(R.id.photograph);
         time = findViewById(R.id.time);
-        choose.setOnClickListener(view -> chooseAPicture());
+        open.setOnClickListener(view -> startOrExplain(content("*/*"), OPEN));
+        choose.setOnClickListener(view -> startOrExplain(content("image/*"), CHOOSE));
         photograph.setOnClickListener(view -> takeAPhoto());
-        time.setOnClickListener(view -> {
-            timingLine.setText(R.string.timing);
-            worker.execute(this::measure);
+        time.setOnClickListener(view -> measure());
+
+        work(modelLine, () -> {
+            DemoApp.Student student = app.load();
+            return () -> showStudent(student);
         });
-        worker.execute(this::load);
-        Intent intent = getIntent();
-        if (savedInstanceState == null && Intent.ACTION_SEND.equals(intent.getAction())) {
-            Uri shared = intent.getParcelableExtra(Intent.EXTRA_STREAM);
-            if (shared != null) {
-                worker.execute(() -> answer(shared));
+        if (savedInstanceState != null) {
+            photo = savedInstanceState.getString(PHOTO);
+            if (app.last() != null) {
+                show(app.last());
             }
+        } else {
+            app.worker.execute(() -> ModelFiles.delete(photos()));
+            share(getIntent());
         }
     }
 
     @Override
-    protected void onDestroy() {
-        worker.execute(() -> {
-            if (model != null) {
-                model.close();
-            }
-        });
-        worker.shutdown();
-        super.onDestroy();
+    protected void onNewIntent(Intent intent) {
+        super.onNewIntent(intent);
+        share(intent);
+    }
+
+    @Override
+    protected void onSaveInstanceState(Bundle outState) {
+        super.onSaveInstanceState(outState);
+        outState.putString(PHOTO, photo);
     }
 
     @Override
     protected void onActivityResult(int request, int result, Intent data) {
-        if (request == PHOTOGRAPH) {
-            worker.execute(() -> {
-                if (result == RESULT_OK) {
-                    answer(Uri.fromFile(photo()));
-                }
-                // A picture of a patient stays nowhere.
-                photo().delete();
+        Uri chosen = result == RESULT_OK && data != null ? data.getData() : null;
+        if (request == PHOTOGRAPH && photo != null) {
+            File file = new File(photos(), photo);
+            if (result == RESULT_OK) {
+                answer(Uri.fromFile(file));
+            }
+            // A picture of a patient stays nowhere. After the answer: there is one worker.
+            app.worker.execute(file::delete);
+        } else if (request == CHOOSE && chosen != null) {
+            answer(chosen);
+        } else if (request == OPEN && chosen != null) {
+            // A file that is refused changes nothing, so the model's own lines stay.
+            work(answerLine, () -> {
+                DemoApp.Student student = app.open(chosen);
+                return () -> showStudent(student);
             });
-        } else if (request == CHOOSE && result == RESULT_OK && data != null && data.getData() != null) {
-            worker.execute(() -> answer(data.getData()));
         }
     }
 
-    private void chooseAPicture() {
-        Intent intent = new Intent(Intent.ACTION_GET_CONTENT).addCategory(Intent.CATEGORY_OPENABLE).setType("image/*");
-        startOrExplain(intent, CHOOSE, R.string.no_gallery);
+    private void share(Intent intent) {
+        Uri shared = Intent.ACTION_SEND.equals(intent.getAction()) ? intent.getParcelableExtra(Intent.EXTRA_STREAM) : null;
+        if (shared != null) {
+            answer(shared);
+        }
+    }
+
+    private static Intent content(String type) {
+        return new Intent(Intent.ACTION_GET_CONTENT).addCategory(Intent.CATEGORY_OPENABLE).setType(type);
     }
 
     private void takeAPhoto() {
-        Uri target = FileProvider.getUriForFile(this, getPackageName() + ".photos", photo());
+        File folder = photos();
+        folder.mkdirs();
+        photo = System.currentTimeMillis() + ".jpg";
+        Uri target = FileProvider.getUriForFile(this, getPackageName() + ".photos", new File(folder, photo));
         Intent intent = new Intent(MediaStore.ACTION_IMAGE_CAPTURE).putExtra(MediaStore.EXTRA_OUTPUT, target)
-                .addFlags(Intent.FLAG_GRANT_WRITE_URI_PERMISSION);
+                .addFlags(Intent.FLAG_GRANT_READ_URI_PERMISSION | Intent.FLAG_GRANT_WRITE_URI_PERMISSION);
         // Flags speak of an intent's data and clips, not of its extras.
         intent.setClipData(ClipData.newRawUri(null, target));
-        startOrExplain(intent, PHOTOGRAPH, R.string.no_camera);
+        startOrExplain(intent, PHOTOGRAPH);
     }
 
-    private File photo() {
-        return new File(getCacheDir(), "photo.jpg");
+    private File photos() {
+        return new File(getCacheDir(), "photos");
     }
 
-    private void startOrExplain(Intent intent, int request, int explanation) {
+    private void startOrExplain(Intent intent, int request) {
         try {
             startActivityForResult(intent, request);
         } catch (ActivityNotFoundException e) {
-            answerLine.setText(explanation);
-        }
-    }
-
-    private void load() {
-        try {
-            artifact = Artifact.read(ModelFiles.folder(this), OrgJson::parse);
-            model = new ExecuTorchModel(artifact.program, artifact.takesBytes);
-            Golden.Verdict verdict = artifact.golden.check(model, artifact.precision);
-            String summary = artifact.summary()
-                    + (artifact.certificatePassed ? "" : "\n" + getString(R.string.certificate_failed));
-            if (verdict.holds()) {
-                show(() -> {
-                    modelLine.setText(summary);
-                    checkLine.setText(getString(R.string.check_passed, verdict));
-                    choose.setEnabled(true);
-                    photograph.setEnabled(true);
-                });
-            } else {
-                model.close();
-                model = null;
-                show(() -> {
-                    modelLine.setText(summary);
-                    checkLine.setText(getString(R.string.check_failed, verdict));
-                });
-            }
-        } catch (ArtifactException | IOException | RuntimeException e) {
-            show(() -> modelLine.setText(message(e)));
-        } catch (LinkageError e) {
-            show(() -> modelLine.setText(getString(R.string.no_runtime, String.join(", ", Build.SUPPORTED_ABIS))));
+            answerLine.setText(request == PHOTOGRAPH ? R.string.no_camera : R.string.no_files);
         }
     }
 
     private void answer(Uri uri) {
-        if (model == null) {
-            return;
-        }
-        try {
-            PictureReader.Decoded decoded = PictureReader.read(getContentResolver(), uri);
-            long start = System.nanoTime();
-            Rgb pixels = artifact.prepare(decoded.rgb);
-            long middle = System.nanoTime();
-            float[] probabilities = model.probabilities(pixels);
-            long end = System.nanoTime();
-            prepared = pixels;
-            List<String> classes = artifact.classes;
-            Bitmap bitmap = Bitmap.createBitmap(pixels.argb(), pixels.width, pixels.height, Bitmap.Config.ARGB_8888);
-            String line = getString(R.string.answered, (end - middle) / 1e6, (middle - start) / 1e6)
-                    + (decoded.reduced == 1 ? "" : "\n" + getString(R.string.reduced, decoded.reduced));
-            show(() -> {
-                seen.setImageBitmap(bitmap);
-                seen.setVisibility(View.VISIBLE);
-                showAnswers(classes, probabilities);
-                answerLine.setText(line);
-                timingLine.setText("");
-                time.setEnabled(true);
-            });
-        } catch (IOException | RuntimeException e) {
-            show(() -> answerLine.setText(message(e)));
-        } catch (OutOfMemoryError e) {
-            show(() -> answerLine.setText(R.string.too_large));
-        }
+        work(answerLine, () -> {
+            if (app.student() == null) {
+                return () -> answerLine.setText(R.string.no_model_yet);
+            }
+            DemoApp.Answer answer = app.answer(uri);
+            return () -> show(answer);
+        });
     }
 
     private void measure() {
-        if (model == null || prepared == null) {
+        work(timingLine, () -> {
+            Timing timing = Timing.of(app.student().model, app.last().pixels);
+            return () -> timingLine.setText(timing.toString());
+        });
+    }
+
+    private void showStudent(DemoApp.Student student) {
+        if (student == null) {
+            modelLine.setText(R.string.no_model);
             return;
         }
-        try {
-            Timing timing = Timing.of(model, prepared);
-            show(() -> timingLine.setText(timing.toString()));
-        } catch (RuntimeException e) {
-            show(() -> timingLine.setText(message(e)));
+        modelLine.setText(student.artifact.summary());
+        checkLine.setText(getString(R.string.check_passed, student.verdict.toString()));
+        if (app.last() == null) {
+            seen.setVisibility(View.GONE);
+            answers.removeAllViews();
+            answerLine.setText("");
+            timingLine.setText("");
         }
     }
 
-    /** In the order of the classes, so that a class is found in the same place for every picture. */
-    private void showAnswers(List<String> classes, float[] probabilities) {
+    private void show(DemoApp.Answer answer) {
+        Rgb pixels = answer.pixels;
+        seen.setImageBitmap(Bitmap.createBitmap(pixels.argb(), pixels.side, pixels.side, Bitmap.Config.ARGB_8888));
+        seen.setVisibility(View.VISIBLE);
         answers.removeAllViews();
-        int best = 0;
-        for (int k = 1; k < probabilities.length; k++) {
-            best = probabilities[k] > probabilities[best] ? k : best;
-        }
-        for (int k = 0; k < probabilities.length; k++) {
+        int best = answer.best();
+        // In the order of the classes, so that a class is found in the same place for every picture.
+        for (int k = 0; k < answer.probabilities.length; k++) {
             View row = getLayoutInflater().inflate(R.layout.answer, answers, false);
             TextView name = row.findViewById(R.id.name);
             TextView percent = row.findViewById(R.id.percent);
             ProgressBar bar = row.findViewById(R.id.bar);
-            name.setText(classes.get(k));
-            percent.setText(getString(R.string.percent, 100 * probabilities[k]));
-            bar.setProgress(Math.round(1000 * probabilities[k]));
+            name.setText(answer.artifact.classes.get(k));
+            percent.setText(getString(R.string.percent, 100 * answer.probabilities[k]));
+            bar.setProgress(Math.round(1000 * answer.probabilities[k]));
             if (k == best) {
                 name.setTypeface(name.getTypeface(), Typeface.BOLD);
                 percent.setTypeface(percent.getTypeface(), Typeface.BOLD);
             }
             answers.addView(row);
         }
+        String line = getString(R.string.answered, answer.artifact.classes.get(best), 100 * answer.probabilities[best],
+                answer.answeringMs, answer.preparingMs);
+        answerLine.setText(answer.reduced == 1 ? line : line + "\n" + getString(R.string.reduced, answer.reduced));
+        timingLine.setText("");
     }
 
-    private void show(Runnable change) {
-        runOnUiThread(() -> {
-            if (!isDestroyed()) {
-                change.run();
+    /** Runs a job with the buttons off, and shows what came of it, or in {@code line} why nothing did. */
+    private void work(TextView line, Job job) {
+        working++;
+        enableButtons();
+        line.setText(R.string.working);
+        app.worker.execute(() -> {
+            Runnable change;
+            try {
+                change = job.run();
+            } catch (ArtifactException | IOException | RuntimeException e) {
+                change = () -> line.setText(e.getMessage() == null ? e.toString() : e.getMessage());
+            } catch (OutOfMemoryError | StackOverflowError e) {
+                change = () -> line.setText(R.string.too_large);
             }
+            Runnable shown = change;
+            runOnUiThread(() -> {
+                working--;
+                if (!isDestroyed()) {
+                    shown.run();
+                    enableButtons();
+                }
+            });
         });
     }
 
-    private static String message(Throwable problem) {
-        return problem.getMessage() == null ? problem.toString() : problem.getMessage();
+    private void enableButtons() {
+        boolean ready = working == 0 && app.student() != null;
+        open.setEnabled(working == 0);
+        choose.setEnabled(ready);
+        photograph.setEnabled(ready);
+        time.setEnabled(ready && app.last() != null);
     }
 }

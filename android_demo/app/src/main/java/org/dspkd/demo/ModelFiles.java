@@ -1,62 +1,92 @@
 package org.dspkd.demo;
 
-import android.content.Context;
-import android.content.res.AssetManager;
 import java.io.File;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.util.Arrays;
+import java.util.List;
+import java.util.zip.ZipEntry;
+import java.util.zip.ZipInputStream;
 
-/**
- * Where the artifact comes from: one that was copied to the phone with adb, or else the one that was built into the app.
- *
- * <p>ExecuTorch maps a program from a file, so the one inside the app is unpacked first.
- */
+/** Files of artifacts in the app's own folder, where no other app can change them between a check and their use. */
 final class ModelFiles {
-    private static final String[] NAMES = {"model.pte", "golden.npz", Artifact.MANIFEST};
+    static final List<String> NAMES = Arrays.asList("model.pte", "golden.npz", Artifact.MANIFEST);
+    private static final long LARGEST = 512L << 20;
 
     private ModelFiles() {
     }
 
-    /** What {@code adb push} can write to without any permission. Null while the phone's shared storage is not mounted. */
-    static File pushed(Context context) {
-        return context.getExternalFilesDir("model");
+    /** One file of an artifact: a stream by its name. */
+    interface Source {
+        InputStream open(String name) throws IOException;
     }
 
-    static File folder(Context context) throws IOException, ArtifactException {
-        File pushed = pushed(context);
-        if (pushed != null && new File(pushed, Artifact.MANIFEST).isFile()) {
-            return pushed;
-        }
-        AssetManager assets = context.getAssets();
-        String[] inside = assets.list("");
-        if (inside == null || !Arrays.asList(inside).contains(Artifact.MANIFEST)) {
-            throw new ArtifactException("There is no model yet. On the computer:\n\nadb push artifacts/student/executorch-int8/. "
-                    + pushed + "/\n\nand open this app again.");
-        }
-        // Each time: an update of the app may bring another model, and a few megabytes take milliseconds.
-        File unpacked = new File(context.getFilesDir(), "model");
-        if (!unpacked.isDirectory() && !unpacked.mkdirs()) {
-            throw new IOException(unpacked + " cannot be made");
-        }
+    static void copy(Source source, File folder) throws IOException {
+        make(folder);
         for (String name : NAMES) {
-            unpack(assets, name, unpacked);
-        }
-        return unpacked;
-    }
-
-    private static void unpack(AssetManager assets, String name, File folder) throws IOException {
-        File aside = new File(folder, name + ".part");
-        try (InputStream from = assets.open(name); OutputStream to = new FileOutputStream(aside)) {
-            byte[] block = new byte[1 << 16];
-            for (int n = from.read(block); n >= 0; n = from.read(block)) {
-                to.write(block, 0, n);
+            try (InputStream stream = source.open(name)) {
+                write(stream, new File(folder, name));
             }
         }
-        if (!aside.renameTo(new File(folder, name))) {
-            throw new IOException(aside + " cannot be renamed");
+    }
+
+    /** Takes an artifact's files out of a zip, wherever in it they lie, and nothing else. */
+    static void unzip(InputStream stream, File folder) throws IOException, ArtifactException {
+        make(folder);
+        int found = 0;
+        try (ZipInputStream zip = new ZipInputStream(stream)) {
+            for (ZipEntry entry = zip.getNextEntry(); entry != null; entry = zip.getNextEntry()) {
+                String name = new File(entry.getName()).getName();
+                if (NAMES.contains(name)) {
+                    write(zip, new File(folder, name));
+                    found++;
+                }
+            }
+        }
+        if (found != NAMES.size()) {
+            throw new ArtifactException("This file is no zip of one artifact. On the computer: zip -j student.zip "
+                    + "artifacts/student/executorch-int8/*");
+        }
+    }
+
+    /** So that there is always a whole artifact or none. */
+    static void replace(File old, File by) throws IOException {
+        delete(old);
+        if (!by.renameTo(old)) {
+            throw new IOException(by + " cannot be renamed");
+        }
+    }
+
+    static void delete(File folder) {
+        File[] files = folder.listFiles();
+        if (files != null) {
+            for (File file : files) {
+                file.delete();
+            }
+        }
+        folder.delete();
+    }
+
+    private static void make(File folder) throws IOException {
+        delete(folder);
+        if (!folder.mkdirs()) {
+            throw new IOException(folder + " cannot be made");
+        }
+    }
+
+    private static void write(InputStream stream, File file) throws IOException {
+        try (OutputStream to = new FileOutputStream(file)) {
+            byte[] block = new byte[1 << 16];
+            long written = 0;
+            for (int n = stream.read(block); n >= 0; n = stream.read(block)) {
+                written += n;
+                if (written > LARGEST) {
+                    throw new IOException(file.getName() + " is larger than 512 MB");
+                }
+                to.write(block, 0, n);
+            }
         }
     }
 }

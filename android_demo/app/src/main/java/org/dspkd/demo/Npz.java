@@ -100,19 +100,22 @@ final class Npz implements AutoCloseable {
             expect(java.util.Arrays.equals(magic, MAGIC), name, "is no numpy array");
             int major = data.get();
             data.get();
-            byte[] header = new byte[major == 1 ? data.getShort() & 0xffff : data.getInt()];
+            int length = major == 1 ? data.getShort() & 0xffff : data.getInt();
+            expect(length >= 0 && length <= data.remaining(), name, "has no readable header");
+            byte[] header = new byte[length];
             data.get(header);
             Matcher match = HEADER.matcher(new String(header, StandardCharsets.UTF_8));
             expect(match.find(), name, "has no readable header");
             int[] shape = shape(match.group(3));
             expect(shape.length < 2 || match.group(2).equals("False"), name, "is in Fortran's order");
-            long values = 1;
-            for (int length : shape) {
-                values *= length;
+            long bytes = width(match.group(1));
+            for (int side : shape) {
+                expect(side > 0, name, "is empty");
+                bytes = Math.multiplyExact(bytes, side);
             }
-            expect(data.remaining() == values * width(match.group(1)), name, "is cut off");
+            expect(data.remaining() == bytes, name, "is cut off");
             return new Array(match.group(1), shape, data);
-        } catch (BufferUnderflowException | NegativeArraySizeException | NumberFormatException e) {
+        } catch (BufferUnderflowException | ArithmeticException | IllegalArgumentException e) {
             throw new IOException(file.getName() + ": " + name + " is damaged", e);
         }
     }
@@ -141,8 +144,11 @@ final class Npz implements AutoCloseable {
     }
 
     /** Bytes of a value: numpy counts characters of four bytes in strings. */
-    private static int width(String type) {
-        int number = Integer.parseInt(type.substring(2));
+    private static long width(String type) {
+        if (type.length() < 3) {
+            throw new IllegalArgumentException(type);
+        }
+        long number = Integer.parseInt(type.substring(2));
         return type.charAt(1) == 'U' ? 4 * number : number;
     }
 

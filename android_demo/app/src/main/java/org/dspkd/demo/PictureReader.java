@@ -10,21 +10,21 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.ByteBuffer;
 
-/** Steps 1 and 2 of export/preprocessing.md with Android's decoders. */
+/** Steps 1 to 3 of export/preprocessing.md with Android's decoders. */
 final class PictureReader {
-    /** A picture and its RGB copy take seven bytes a pixel of the app's memory. */
-    private static final long MOST_PIXELS = 24_000_000;
+    /** Four bytes a pixel and three for the square, at most 112 MB: what apps get on phones with little memory. */
+    private static final long MOST_PIXELS = 16_000_000;
 
     private PictureReader() {
     }
 
     static final class Decoded {
-        final Rgb rgb;
-        /** How many pixels of a side were made one while decoding; 1 for all but very large pictures. */
+        final Rgb square;
+        /** How many pixels of a side Android's decoder made one; 1 for all but very large pictures. */
         final int reduced;
 
-        Decoded(Rgb rgb, int reduced) {
-            this.rgb = rgb;
+        Decoded(Rgb square, int reduced) {
+            this.square = square;
             this.reduced = reduced;
         }
     }
@@ -34,7 +34,7 @@ final class PictureReader {
         options.inJustDecodeBounds = true;
         decode(resolver, uri, options);
         if (options.outWidth <= 0 || options.outHeight <= 0) {
-            throw new IOException("no picture that this phone can decode: " + uri);
+            throw new IOException("This is no picture that the phone can decode.");
         }
         options.inSampleSize = reduction(options.outWidth, options.outHeight);
         options.inJustDecodeBounds = false;
@@ -42,21 +42,25 @@ final class PictureReader {
         // The numbers of the file: Android would multiply them by alpha.
         options.inPremultiplied = false;
         Bitmap bitmap = decode(resolver, uri, options);
-        if (bitmap == null || bitmap.getConfig() != Bitmap.Config.ARGB_8888) {
-            throw new IOException("no picture that this phone can decode with 8 bits a channel: " + uri);
+        if (bitmap == null) {
+            throw new IOException("This picture is damaged: the phone cannot decode it.");
         }
         try {
+            if (bitmap.getConfig() != Bitmap.Config.ARGB_8888) {
+                throw new IOException("This picture has more than 8 bits a channel. Save it with 8 and open it again.");
+            }
             // getPixels would convert to sRGB; training took the numbers as they are in the file.
             ByteBuffer rgba = ByteBuffer.allocate(bitmap.getByteCount());
             bitmap.copyPixelsToBuffer(rgba);
-            Rgb rgb = Rgb.overWhite(rgba.array(), bitmap.getWidth(), bitmap.getHeight(), bitmap.getRowBytes());
-            return new Decoded(rgb.upright(orientation(resolver, uri)), options.inSampleSize);
+            Rgb square = Rgb.uprightSquare(rgba.array(), bitmap.getWidth(), bitmap.getHeight(), bitmap.getRowBytes(),
+                    orientation(resolver, uri));
+            return new Decoded(square, options.inSampleSize);
         } finally {
             bitmap.recycle();
         }
     }
 
-    static int reduction(int width, int height) {
+    private static int reduction(int width, int height) {
         int reduction = 1;
         while ((long) (width / reduction) * (height / reduction) > MOST_PIXELS) {
             reduction *= 2;
@@ -77,10 +81,10 @@ final class PictureReader {
         }
     }
 
-    private static InputStream open(ContentResolver resolver, Uri uri) throws FileNotFoundException {
+    static InputStream open(ContentResolver resolver, Uri uri) throws FileNotFoundException {
         InputStream stream = resolver.openInputStream(uri);
         if (stream == null) {
-            throw new FileNotFoundException("cannot be opened: " + uri);
+            throw new FileNotFoundException("The other app does not hand over the file.");
         }
         return stream;
     }

@@ -1,7 +1,7 @@
 package org.dspkd.demo;
 
 /**
- * Steps 3 and 4 of export/preprocessing.md: the largest centred square, resized with the bytes that Pillow gives.
+ * Step 4 of export/preprocessing.md: the square resized, with the very bytes that Pillow gives.
  *
  * <p>Android's own scaling is not antialiased in the same way; a student that is shown other pixels than those of its
  * training gives other answers than those that its certificate speaks of.
@@ -41,27 +41,21 @@ final class Resize {
         abstract double at(double x);
     }
 
-    static Rgb centreSquare(Rgb picture, int size, Filter filter) {
-        int side = Math.min(picture.width, picture.height);
-        int left = (picture.width - side) / 2;
-        int top = (picture.height - side) / 2;
+    static Rgb to(int size, Rgb square, Filter filter) {
+        int side = square.side;
         if (side == size) {
-            byte[] square = new byte[size * size * 3];
-            for (int y = 0; y < size; y++) {
-                System.arraycopy(picture.bytes, ((top + y) * picture.width + left) * 3, square, y * size * 3, size * 3);
-            }
-            return new Rgb(size, size, square);
+            return square;
         }
         Weights weights = new Weights(side, size, filter);
         byte[] narrow = new byte[side * size * 3];
         for (int y = 0; y < side; y++) {
-            weights.resizeLine(picture.bytes, ((top + y) * picture.width + left) * 3, 3, narrow, y * size * 3, 3);
+            weights.resizeLine(square.bytes, y * side * 3, 3, narrow, y * size * 3, 3);
         }
         byte[] small = new byte[size * size * 3];
         for (int x = 0; x < size; x++) {
             weights.resizeLine(narrow, x * 3, size * 3, small, x * 3, size * 3);
         }
-        return new Rgb(size, size, small);
+        return new Rgb(size, small);
     }
 
     /** What each pixel of a resized line takes from the line, as integers that mean 1 / 2^22. */
