@@ -33,6 +33,7 @@ from dspkd.student import Student, StudentCard
 from dspkd.train.task import StageTask, method_context
 
 CLASSES = tuple("ABCDEFGH")
+FULL = {"generator_width": "full"}
 # Every stage that the presets are made of, and the narrow generation block beside the full one.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross_entropy": ("cross_entropy", {}),
@@ -42,12 +43,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "fitnets": ("fitnets", {}),
     "mgd": ("mgd", {}),
     "mgd, 256 wide": ("mgd", {"generator_width": 256}),
-    "hf_masked_generation": ("hf_masked_generation", {}),
+    "hf_masked_generation": ("hf_masked_generation", FULL),
     "hf_masked_generation, 256 wide": ("hf_masked_generation", {"generator_width": 256}),
-    "hf_masked_generation, unmasked": ("hf_masked_generation", {"mask": "none"}),
-    "hf_masked_generation, fitted HF": ("hf_masked_generation", {"hf": "fitted"}),
+    "hf_masked_generation, unmasked": ("hf_masked_generation", FULL | {"mask": "none"}),
+    "hf_masked_generation, fitted HF": ("hf_masked_generation", FULL | {"hf": "fitted"}),
     "hf_fit": ("hf_fit", {}),
-    "dsp_kd_joint": ("dsp_kd_joint", {}),
+    "dsp_kd_joint": ("dsp_kd_joint", {"hf_masked_generation": FULL}),
     "d_kd": ("d_kd", {}),
     "ssd_head": ("ssd_head", {}),
     "ssd_kd": ("ssd_kd", {}),

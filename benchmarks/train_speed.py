@@ -71,7 +71,7 @@ BATCHES_OF_PICTURES = 6
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "alone": ("cross_entropy", {}),
     "stage 2": ("norm_kd", {}),
-    "stage 1": ("hf_masked_generation", {}),
+    "stage 1": ("hf_masked_generation", {"generator_width": "full"}),
     "stage 1, 256 wide": ("hf_masked_generation", {"generator_width": 256}),
 }
 # The paper's recipe (section 4): all of ISIC 2019, so many epochs in each of two stages.

@@ -59,9 +59,10 @@ PRESETS: dict[str, Preset] = {
         "DSP-KD, 60 + 60: as many updates as a student that is trained alone for 120 epochs", (_FEATURES, _LOGITS), 120
     ),
     "paper_literal": Preset(
-        "DSP-KD with equation 8 as printed (no cross-entropy in stage 2), learning rate 0.001 in both stages",
+        "DSP-KD with equation 8 as printed (no cross-entropy in stage 2), the full generation block, and learning rate "
+        "0.001 in both stages",
         (
-            _FEATURES,
+            replace(_FEATURES, settings={"generator_width": "full"}),
             Phase("norm_kd", 0.5, settings={"cross_entropy_weight": 0.0, "distillation_weight": 1.0}),
         ),
         lr=0.001,
@@ -94,7 +95,7 @@ PRESETS: dict[str, Preset] = {
     "top_half": _dsp_kd("DSP-KD that hides exactly half of the places of each image", hidden_fraction=0.5),
     "fitted_hf": _dsp_kd("DSP-KD with convolutions in the HF module, fitted first", hf="fitted"),
     "random_hf": _dsp_kd("DSP-KD with convolutions in the HF module, left at random", hf="random_frozen"),
-    "bottleneck": _dsp_kd("DSP-KD with a generation block of 256 channels", generator_width=256),
+    "full_block": _dsp_kd("DSP-KD with a generation block as wide as the teacher's map", generator_width="full"),
 }
 
 

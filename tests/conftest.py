@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import tiny_config
+from tiny_runs import REAL, TEACHER, tiny_config
 
 from dspkd.presets import preset_stages
 from dspkd.train.run import run
@@ -65,7 +65,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_teacher(tiny_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    run(tiny_config(tiny_data, out, model="timm/resnet18"))
+    run(tiny_config(tiny_data, out, model=TEACHER))
     return out
 
 
@@ -74,6 +74,14 @@ def tiny_student(tiny_data, tiny_teacher, tmp_path_factory):
     """An uninterrupted distillation of 3 + 3 epochs."""
     out = tmp_path_factory.mktemp("student") / "run"
     run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=preset_stages(epochs=6)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_student(tiny_data, tiny_teacher, tmp_path_factory):
+    """The same of a ShuffleNetV2, for what depends on the paper's student or on the time that it takes."""
+    out = tmp_path_factory.mktemp("real-student") / "run"
+    run(tiny_config(tiny_data, out, model=REAL, teacher=tiny_teacher, stages=preset_stages(epochs=6)))
     return out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_runs import STUDENT, TEACHER
 
 from dspkd.cli import main
 
@@ -15,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The same commands, smaller.
 SMALLER = {
-    "tf_efficientnet_lite0": "timm/resnet18",
+    "tf_efficientnet_lite0": TEACHER,
     "--weights WEIGHTS": "",
-    "shufflenet_v2_x1_0": "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0": STUDENT,
     "--size 112": "--size 32 --batch-size 8",
     "--epochs 10": "--epochs 1",
     "--epochs 12": "--epochs 2",
@@ -68,7 +69,7 @@ def test_commands_run_in_order(tiny_data, tmp_path, monkeypatch):
 def write_recipe(data):
     (recipe,) = (block for block in re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL) if "[[stages]]" in block)
     recipe = recipe.replace("epochs = 60", "epochs = 1").replace("size = 112", "size = 32\nbatch_size = 8")
-    recipe = recipe.replace("shufflenet_v2_x1_0", "shufflenet_v2_x0_5").replace("DIR", str(data))
+    recipe = recipe.replace("shufflenet_v2_x1_0", STUDENT).replace("DIR", str(data))
     Path("recipe.toml").write_text(recipe)
 
 

@@ -7,7 +7,7 @@ paper can be read in several ways a setting chooses, and the default is the read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -38,7 +38,10 @@ class HFMaskedGenerationSettings(Settings):
     hide: Literal["important", "unimportant"] = "important"
     hidden_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     """Hide exactly this share of each image's places instead of those above the threshold."""
-    generator_width: int | None = Field(default=None, ge=1)
+    generator_width: Annotated[int, Field(ge=1)] | Literal["full"] = 256
+    """Channels between the two convolutions of the generation block, never more than the teacher's map has. full: as
+    many as it has, as published; measured to be no better for several times the training time (DECISIONS.md).
+    """
     mimic_weight: float = Field(default=0.0, ge=0.0)
     cross_entropy_weight: float = Field(default=1.0, ge=0.0)
     normalise_target: bool | None = None
@@ -70,7 +73,8 @@ class HFMaskedGeneration(Method):
         self.student_taps = (context.student_final,)
         self.teacher_taps = (*self.levels, context.teacher_final)
         self.align = nn.Conv2d(student_channels, channels, kernel_size=1)
-        self.generation = GenerationBlock(channels, settings.generator_width)
+        width = settings.generator_width
+        self.generation = GenerationBlock(channels, channels if width == "full" else min(width, channels))
         self.hf: ConvolutionalHF | None = None
         if settings.hf != "parameter_free":
             widths = [context.teacher_shapes[level][0] for level in self.levels]

@@ -223,12 +223,12 @@ def test_each_provider_is_a_subject_and_what_is_not_there_says_so(tiny_artifacts
     results = run_bench(BenchConfig(folders, memory=False, stop=QUICK, providers=("cpu", "cuda", "tensorrt")))
     check_schema(results)
     assert {s["name"]: s["provider"] for s in results["subjects"]} == {
-        "shufflenet_v2_x0_5 ONNX Runtime fp32": "cpu",
-        "shufflenet_v2_x0_5 ExecuTorch fp32": None,
+        "test_resnet ONNX Runtime fp32": "cpu",
+        "test_resnet ExecuTorch fp32": None,
     }
     why = {failed["name"]: failed["message"] for failed in results["failed"]}
-    assert "no CUDAExecutionProvider, only" in why["shufflenet_v2_x0_5 ONNX Runtime CUDA fp32"]
-    assert "no TensorrtExecutionProvider" in why["shufflenet_v2_x0_5 ONNX Runtime TensorRT fp32"]
+    assert "no CUDAExecutionProvider, only" in why["test_resnet ONNX Runtime CUDA fp32"]
+    assert "no TensorrtExecutionProvider" in why["test_resnet ONNX Runtime TensorRT fp32"]
     with pytest.raises(DeviceError, match=r"none of them can be measured.*no CUDAExecutionProvider"):
         run_bench(BenchConfig([tiny_artifacts["onnx"]], memory=False, stop=QUICK, providers=("cuda",)))
 

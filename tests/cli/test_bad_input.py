@@ -63,7 +63,7 @@ def picture(tiny_data):
 def edit_mean(folder, *, reseal):
     path = folder / "artifact.json"
     card = json.loads(path.read_text())
-    card["preprocess"]["mean"][0] = 0.5
+    card["preprocess"]["mean"][0] = 0.4
     write_json(path, seal(card) if reseal else card)
 
 

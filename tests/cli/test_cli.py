@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from tiny_runs import TEACHER
 
 from dspkd.cli import app
 from dspkd.data.formats import class_folders, ham10000, isic, medmnist, plain_csv
@@ -250,7 +251,7 @@ def test_distill_with_overrides(dspkd, tiny_data, tiny_teacher, tmp_path):
     assert config["stages"][0]["settings"]["generator_width"] == 16
     assert [stage["optimizer"]["lr"] for stage in config["stages"]] == [0.01, 0.002]
     assert config["select"] == "last"
-    assert load_card(tmp_path / "run").teacher["architecture"] == "timm/resnet18"
+    assert load_card(tmp_path / "run").teacher["architecture"] == TEACHER
 
 
 def test_distill_fits_a_teacher_on_the_data_that_set_describes(dspkd, tiny_data, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny_runs import STUDENT, TEACHER
 
 from dspkd.cli import demo
 from dspkd.errors import OutputError
@@ -12,7 +13,10 @@ from dspkd.errors import OutputError
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SIZE", 64), ("LESIONS", 120), ("TEACHER_EPOCHS", 1), ("STUDENT_EPOCHS", (1, 1))):
+        for name, value in (
+            ("SIZE", 64), ("LESIONS", 120), ("TEACHER_EPOCHS", 1), ("STUDENT_EPOCHS", (1, 1)),
+            ("TEACHER", TEACHER), ("STUDENT", STUDENT),
+        ):  # fmt: skip
             patch.setattr(demo, name, value)
         demo.run_demo(out, seed=0, resume=False)
     return out

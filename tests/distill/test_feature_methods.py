@@ -168,6 +168,20 @@ def test_hidden_channels_get_no_gradient_from_the_student(arrays):
     assert method.generation[2].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("width", "parameters"), [({}, 2048 * 256 * 9 * 2 + 256 + 2048), ({"generator_width": "full"}, 75_501_568)]
+)
+def test_the_generation_block_of_stage_1_is_narrow_unless_asked(width, parameters):
+    with torch.device("meta"):
+        settings = METHODS["hf_masked_generation"].Settings(**width)
+        method = METHODS["hf_masked_generation"].build(settings, context(teacher_shapes={"t": (2048, 7, 7)}))
+    assert size(method.generation) == parameters
+
+
+def test_a_narrow_block_is_never_wider_than_the_map():
+    assert size(build("hf_masked_generation").generation) == 2 * (10 * 10 * 9 + 10)
+
+
 @pytest.mark.parametrize("name", ["mgd", "hf_masked_generation"])
 def test_the_mask_hides_and_does_not_scale(arrays, name):
     """No 1/(1-λ) as in dropout: what is not hidden stays as it is."""

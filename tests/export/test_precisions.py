@@ -32,7 +32,7 @@ def trained_student(tiny_data, tmp_path_factory):
         "settings": {"label_smoothing": 0.3},
         "optimizer": {"lr": 0.02},
     }
-    run(tiny_config(tiny_data, out, size=64, stages=[stage], select="last"))
+    run(tiny_config(tiny_data, out, model="shufflenet_v2_x0_5", size=64, stages=[stage], select="last"))
     return out
 
 

@@ -35,8 +35,8 @@ class StopsAfter(Reporter):
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_student):
-    return {"student": tiny_student, "epochs": 2, "lr": 1e-3, "batch_size": 8}
+def settings(real_student):
+    return {"student": real_student, "epochs": 2, "lr": 1e-3, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ def int8_artifacts(quantised, tmp_path_factory):
     return {artifact.card.target: artifact for artifact in made}
 
 
-def test_the_result_is_the_same_student_with_a_second_set_of_weights(quantised, tiny_student):
-    before, after = load_student(tiny_student), load_student(quantised)
+def test_the_result_is_the_same_student_with_a_second_set_of_weights(quantised, real_student):
+    before, after = load_student(real_student), load_student(quantised)
     assert after.card.weights_sha256 == before.card.weights_sha256
     assert after.card.metrics == before.card.metrics
     about = after.card.quantised
     assert about["metrics"].keys() == {"val", "test"}
     assert about["metrics"]["test"]["n"] == before.card.metrics["test"]["n"]
     assert 1 <= about["epoch"] <= 2
-    assert (quantised / "split.json").read_bytes() == (tiny_student / "split.json").read_bytes()
+    assert (quantised / "split.json").read_bytes() == (real_student / "split.json").read_bytes()
     lines = [json.loads(line) for line in (quantised / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"]) for line in lines] == [("qat", 1), ("qat", 2)]
     assert verify(quantised).kind == "student"

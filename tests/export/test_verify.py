@@ -134,11 +134,11 @@ def rename_a_class(card):
 
 
 def change_mean(card):
-    card["preprocess"]["mean"][0] = 0.5
+    card["preprocess"]["mean"][0] = 0.4
 
 
 def change_std(card):
-    card["preprocess"]["std"][2] = 0.5
+    card["preprocess"]["std"][2] = 0.3
 
 
 def change_interpolation(card):

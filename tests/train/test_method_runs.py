@@ -71,7 +71,8 @@ def test_a_run_stopped_after_every_epoch_reaches_the_same_weights(whole, tiny_da
         if epoch == 0:
             saved = read_checkpoint(out / "checkpoints" / "last.pt")["auxiliary"]
             assert {key.split(".")[0] for key in saved} == {"peer", "method"}
-            assert not torch.equal(saved["peer.fc.weight"], load_student(tiny_teacher).model.state_dict()["fc.weight"])
+            head = "head.fc.weight"
+            assert not torch.equal(saved[f"peer.{head}"], load_student(tiny_teacher).model.state_dict()[head])
     run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=STAGES), resume=True)
     assert history(out) == history(whole.path)
     ours, theirs = load_student(out).model.state_dict(), whole.model.state_dict()

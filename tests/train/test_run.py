@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from tiny_runs import tiny_config
+from tiny_runs import REAL, TEACHER, tiny_config
 
 from dspkd.config import to_toml
 from dspkd.errors import CheckpointError, DataError, DspkdError, OutputError
@@ -32,11 +32,11 @@ def without_times(out):
     return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
 
 
-def test_a_run_folder_is_complete(tiny_student):
-    names = {p.name for p in tiny_student.iterdir()}
+def test_a_run_folder_is_complete(real_student):
+    names = {p.name for p in real_student.iterdir()}
     assert {"model.safetensors", "student.json", "split.json", "config.toml", "metrics.jsonl", "checkpoints"} <= names
     assert {"predictions-val.csv", "predictions-test.csv"} <= names
-    lines = without_times(tiny_student)
+    lines = without_times(real_student)
     assert [(line["stage"], line["epoch"]) for line in lines] == [
         ("hf_masked_generation", 1),
         ("hf_masked_generation", 2),
@@ -46,22 +46,22 @@ def test_a_run_folder_is_complete(tiny_student):
         ("norm_kd", 3),
     ]
     assert {"cross_entropy", "reconstruction", "hidden_fraction"} <= lines[0]["terms"].keys()
-    card = load_student(tiny_student).card
+    card = load_student(real_student).card
     assert card.classes == ("RED", "GREEN", "BLUE")
     assert card.role == "student"
-    assert card.teacher["architecture"] == "timm/resnet18"
+    assert card.teacher["architecture"] == TEACHER
     assert set(card.metrics["test"]["per_class"]) == {"RED", "GREEN", "BLUE"}
-    assert not list(tiny_student.rglob("*.part*"))
+    assert not list(real_student.rglob("*.part*"))
 
 
-def test_distillation_reuses_the_teachers_split(tiny_student, tiny_teacher):
-    assert json.loads((tiny_student / "split.json").read_text()) == json.loads(
+def test_distillation_reuses_the_teachers_split(real_student, tiny_teacher):
+    assert json.loads((real_student / "split.json").read_text()) == json.loads(
         (tiny_teacher / "split.json").read_text()
     )
 
 
-def test_the_student_has_no_extra_parameters(tiny_student):
-    assert set(load_student(tiny_student).model.state_dict()) == set(
+def test_the_student_has_no_extra_parameters(real_student):
+    assert set(load_student(real_student).model.state_dict()) == set(
         __import__("torchvision").models.shufflenet_v2_x0_5(num_classes=3).state_dict()
     )
 
@@ -75,13 +75,13 @@ def test_same_seed_same_weights_and_other_seed_other_weights(tiny_data, tmp_path
 
 
 @pytest.mark.parametrize(("stage", "workers"), [(0, 2), (1, 0)])
-def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_student, tmp_path, stage, workers):
+def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, real_student, tmp_path, stage, workers):
     """SIGKILL at an unforeseen moment of the given stage; the resumed run reaches the same weights bit for bit."""
     out = tmp_path / "run"
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        to_toml(tiny_config(tiny_data, out, teacher=tiny_teacher, workers=workers, stages=preset_stages(epochs=6)))
-    )
+    stages = preset_stages(epochs=6)
+    config = tiny_config(tiny_data, out, model=REAL, teacher=tiny_teacher, workers=workers, stages=stages)
+    recipe.write_text(to_toml(config))
     command = [sys.executable, "-m", "dspkd", "distill", "--config", str(recipe)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     wanted = {0: 2, 1: 4}[stage]  # lines of metrics.jsonl: one epoch into the stage's second one
@@ -98,9 +98,9 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_teacher, tiny_s
     position = json.loads(read_checkpoint(out / "checkpoints" / "last.pt")["position"])
     assert position["stage"] == stage
     subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=300)
-    assert_same_weights(tiny_student, out)
+    assert_same_weights(real_student, out)
     assert not list(out.rglob(".*part*"))
-    assert without_times(tiny_student) == without_times(out)
+    assert without_times(real_student) == without_times(out)
 
 
 def test_dropout_neither_depends_on_the_workers_nor_on_a_resume(tiny_data, tmp_path):
@@ -128,7 +128,7 @@ def test_dropout_neither_depends_on_the_workers_nor_on_a_resume(tiny_data, tmp_p
 
 
 def test_a_finished_run_is_not_passed_off_as_another_one(tiny_data, tiny_teacher):
-    asked = tiny_config(tiny_data, tiny_teacher, model="timm/resnet18", seed=5)
+    asked = tiny_config(tiny_data, tiny_teacher, model=TEACHER, seed=5)
     with pytest.raises(CheckpointError, match="seed"):
         run(asked, resume=True)
 
@@ -149,8 +149,8 @@ def test_a_student_is_not_tested_on_lesions_that_its_teacher_learned(tiny_data, 
 def test_a_taken_folder_is_refused_and_a_finished_run_is_loaded(tiny_data, tiny_teacher):
     before = (tiny_teacher / "model.safetensors").stat().st_mtime_ns
     with pytest.raises(OutputError, match="already holds a run"):
-        run(tiny_config(tiny_data, tiny_teacher, model="timm/resnet18"))
-    run(tiny_config(tiny_data, tiny_teacher, model="timm/resnet18"), resume=True)
+        run(tiny_config(tiny_data, tiny_teacher, model=TEACHER))
+    run(tiny_config(tiny_data, tiny_teacher, model=TEACHER), resume=True)
     assert (tiny_teacher / "model.safetensors").stat().st_mtime_ns == before
 
 

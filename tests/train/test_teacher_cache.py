@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config
+from tiny_runs import REAL, tiny_config
 from watching import wait_until
 
 from dspkd.config import to_toml
@@ -49,7 +49,14 @@ class Distiller:
 
     def config(self, name, *, where=None, cache=None, **more):
         settings = {"where": str(where or self.cache), **(cache or {})}
-        values = {"teacher": self.teacher, "stages": STAGES, "teacher_cache": settings, "select": "last", **more}
+        values = {
+            "teacher": self.teacher,
+            "stages": STAGES,
+            "teacher_cache": settings,
+            "select": "last",
+            "model": REAL,
+            **more,
+        }
         return tiny_config(self.data, self.folder / name, **values)
 
     def __call__(self, name, **more):
@@ -202,7 +209,7 @@ def test_auto_finds_the_right_cache_and_never_another(distil):
         assert distil.heard.asked() == [asked], name
 
 
-@pytest.mark.parametrize("name", ["logits-00001.rows", "layer4-00000.rows"])
+@pytest.mark.parametrize("name", ["logits-00001.rows", "final_conv-00000.rows"])
 def test_a_changed_byte_is_noticed_and_mended(filled, own, name):
     path = own.cache / name
     whole = path.read_bytes()
@@ -250,7 +257,7 @@ def test_two_runs_fill_one_cache_and_one_of_them_is_killed(filled, distil):
         recipe.write_text(to_toml(distil.config(name)))
         command = [sys.executable, "-m", "dspkd", "distill", "--config", str(recipe)]
         running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    wait_until(lambda: (distil.cache / "layer4-00000.rows").exists(), 120)
+    wait_until(lambda: (distil.cache / "final_conv-00000.rows").exists(), 120)
     running[0].send_signal(signal.SIGKILL)
     assert [process.wait(300) for process in running] == [-signal.SIGKILL, 0]
     heard = Listening()
