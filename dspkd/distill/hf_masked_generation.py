@@ -73,8 +73,8 @@ class HFMaskedGeneration(Method):
         self.student_taps = (context.student_final,)
         self.teacher_taps = (*self.levels, context.teacher_final)
         self.align = nn.Conv2d(student_channels, channels, kernel_size=1)
-        width = settings.generator_width
-        self.generation = GenerationBlock(channels, channels if width == "full" else min(width, channels))
+        asked = settings.generator_width
+        self.generation = GenerationBlock(channels, channels if asked == "full" else min(asked, channels))
         self.hf: ConvolutionalHF | None = None
         if settings.hf != "parameter_free":
             widths = [context.teacher_shapes[level][0] for level in self.levels]
