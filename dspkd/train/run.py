@@ -18,7 +18,7 @@ from dspkd.data.rand_augment import rare_classes
 from dspkd.data.split import save_split
 from dspkd.data.views import TrainingViews, ViewLoader, resident
 from dspkd.distill import METHODS
-from dspkd.errors import DspkdError, OutputError
+from dspkd.errors import CheckpointError, DspkdError, OutputError
 from dspkd.fileio import ensure_dir, remove_leftovers, write_text
 from dspkd.models import Architecture, check_takes, load_weights, pretrained_preprocess
 from dspkd.models.shared_norms import share_batch_statistics
@@ -226,7 +226,13 @@ class _Run:
         if resumed is None:
             self.position = _Position(stage=index)
         else:
-            task.load_auxiliary_state(resumed["auxiliary"])
+            try:
+                task.load_auxiliary_state(resumed["auxiliary"])
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"the checkpoint in {config.out} has layers of {stage.method} of other shapes than are made now",
+                    hint="give that stage the settings that were the default then, or start again in another folder",
+                ) from error
         wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
         task.place_teacher(fabric.device)
         if resumed is not None and self.position.epoch < stage.epochs:

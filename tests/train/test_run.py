@@ -13,6 +13,7 @@ import torch
 from tiny_runs import REAL, TEACHER, tiny_config
 
 from dspkd.config import to_toml
+from dspkd.distill import hf_masked_generation
 from dspkd.errors import CheckpointError, DataError, DspkdError, OutputError
 from dspkd.presets import preset_stages
 from dspkd.student import load_student
@@ -160,6 +161,24 @@ def test_resume_with_another_configuration_is_refused(tiny_data, tmp_path):
     (out / "student.json").unlink()
     with pytest.raises(CheckpointError, match="batch_size"):
         run(tiny_config(tiny_data, out, batch_size=4), resume=True)
+
+
+def test_layers_of_another_versions_default_are_refused(tiny_data, tiny_teacher, tmp_path, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    class Stops(Reporter):
+        def message(self, text):
+            if "val accuracy" in text:
+                raise StopError
+
+    config = tiny_config(tiny_data, tmp_path / "run", teacher=tiny_teacher, stages=preset_stages(epochs=4))
+    with pytest.raises(StopError):
+        run(config, reporter=Stops())
+    wider = hf_masked_generation.GenerationBlock
+    monkeypatch.setattr(hf_masked_generation, "GenerationBlock", lambda channels, width: wider(channels, width + 1))
+    with pytest.raises(CheckpointError, match="layers of hf_masked_generation of other shapes"):
+        run(config, resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(tiny_data, tmp_path):
