@@ -69,20 +69,21 @@ def tiny_teacher(tiny_data, tmp_path_factory):
     return out
 
 
+def distilled(data, teacher, out, **more):
+    """An uninterrupted distillation of 3 + 3 epochs."""
+    run(tiny_config(data, out, teacher=teacher, stages=preset_stages(epochs=6), **more))
+    return out
+
+
 @pytest.fixture(scope="session")
 def tiny_student(tiny_data, tiny_teacher, tmp_path_factory):
-    """An uninterrupted distillation of 3 + 3 epochs."""
-    out = tmp_path_factory.mktemp("student") / "run"
-    run(tiny_config(tiny_data, out, teacher=tiny_teacher, stages=preset_stages(epochs=6)))
-    return out
+    return distilled(tiny_data, tiny_teacher, tmp_path_factory.mktemp("student") / "run")
 
 
 @pytest.fixture(scope="session")
 def real_student(tiny_data, tiny_teacher, tmp_path_factory):
-    """The same of a ShuffleNetV2, for what depends on the paper's student or on the time that it takes."""
-    out = tmp_path_factory.mktemp("real-student") / "run"
-    run(tiny_config(tiny_data, out, model=REAL, teacher=tiny_teacher, stages=preset_stages(epochs=6)))
-    return out
+    """A ShuffleNetV2, for what depends on the paper's student or on the time that it takes."""
+    return distilled(tiny_data, tiny_teacher, tmp_path_factory.mktemp("real-student") / "run", model=REAL)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from tiny_runs import REAL
 from torch import nn
 
 from dspkd.cli import main
@@ -83,7 +84,7 @@ def _make_student(tiny_student, tiny_data, folder):
     folder.mkdir()
     shutil.copy(tiny_student / "split.json", folder)
     torch.manual_seed(3)
-    architecture = Architecture("shufflenet_v2_x0_5")
+    architecture = Architecture(REAL)
     model = architecture.build(len(card.classes))
     table = read_table(tiny_data, classes=card.classes)
     pixels = cached_pixels(table, card.preprocess)

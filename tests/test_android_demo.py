@@ -2,7 +2,6 @@
 signatures of what it uses. Nothing here has been on a phone.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -14,9 +13,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from broken_artifacts import edit, rehash, rewrite_golden
 from PIL import ExifTags, Image
 
-from dspkd.fileio import sha256_file
 from dspkd.preprocess import load_rgb, resize_square
 from dspkd_export.bounds import BOUNDS
 
@@ -61,22 +60,13 @@ def classes(tmp_path_factory):
     )
     (api / "R.java").write_text(f"package org.dspkd.demo;\nfinal class R {{\n{fields}}}\n", encoding="utf-8")
     files = [*SOURCES, HERE / "Harness.java", HERE / "Json.java", *sorted(api.rglob("*.java"))]
-    done = subprocess.run(
-        [
-            "javac",
-            "-Xlint:all,-options",
-            "-Werror",
-            "--release",
-            "11",
-            "-encoding",
-            "UTF-8",
-            "-d",
-            folder / "classes",
-            *files,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [
+        "javac",
+        *["-Xlint:all,-options", "-Werror", "--release", "11", "-encoding", "UTF-8", "-d"],
+        folder / "classes",
+        *files,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "classes"
 
@@ -143,24 +133,9 @@ def test_other_answers_than_at_export_are_noticed(java, tiny_artifacts):
     assert java("check", folder, "NaN").startswith(b"false")
 
 
-def edit(folder, change):
-    """A manifest that somebody has changed, with the hashes of the files that lie there."""
-    path = folder / "artifact.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-
-
-def rewrite_golden(folder, **changes):
-    with np.load(folder / "golden.npz") as stored:
-        arrays = {**{name: stored[name] for name in stored.files}, **changes}
-    np.savez(folder / "golden.npz", **arrays)
-    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
-
-
 def replace_golden(folder, content):
     (folder / "golden.npz").write_bytes(content)
-    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=hashlib.sha256(content).hexdigest()))
+    rehash(folder, "golden.npz")
 
 
 def cut_an_array(folder):
@@ -169,19 +144,23 @@ def cut_an_array(folder):
     with zipfile.ZipFile(folder / "golden.npz", "w") as z:
         for name, content in entries.items():
             z.writestr(name, content[:-1] if name == "pixels.npy" else content)
-    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
+    rehash(folder, "golden.npz")
 
 
 def with_array(folder, content):
     """golden.npz with these bytes for its pixels."""
     with zipfile.ZipFile(folder / "golden.npz", "w") as z:
         z.writestr("pixels.npy", content)
-    edit(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256_file(folder / "golden.npz")))
+    rehash(folder, "golden.npz")
 
 
 def header(shape, major=1):
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY" + bytes([major, 0]) + len(text).to_bytes(2 if major == 1 else 4, "little") + text
+
+
+def changed(folder, change):
+    edit(folder, change, reseal=False)
 
 
 DAMAGE = {
@@ -213,30 +192,39 @@ DAMAGE = {
         lambda f: rewrite_golden(f, deployed=np.zeros((1, 3), np.float32)),
         "golden.npz: 1 answers for",
     ),
-    "another order of classes": (lambda f: edit(f, lambda m: m["classes"].reverse()), "name different classes"),
-    "another target": (lambda f: edit(f, lambda m: m.update(target="onnx")), "this artifact is for onnx; this app"),
-    "another schema": (lambda f: edit(f, lambda m: m.update(schema_version=9)), "schema_version 9; this app reads 2"),
-    "another precision": (lambda f: edit(f, lambda m: m.update(precision="int4")), "precision int4 is unknown"),
+    "another order of classes": (lambda f: changed(f, lambda m: m["classes"].reverse()), "name different classes"),
+    "another target": (lambda f: changed(f, lambda m: m.update(target="onnx")), "this artifact is for onnx; this app"),
+    "another schema": (
+        lambda f: changed(f, lambda m: m.update(schema_version=9)),
+        "schema_version 9; this app reads 2",
+    ),
+    "another precision": (lambda f: changed(f, lambda m: m.update(precision="int4")), "precision int4 is unknown"),
     "a certificate that failed": (
-        lambda f: edit(f, lambda m: m["certificate"].update(passed=False)),
+        lambda f: changed(f, lambda m: m["certificate"].update(passed=False)),
         "certificate of this artifact did not hold",
     ),
     "an interval of one end": (
-        lambda f: edit(f, lambda m: m["certificate"]["deployed"]["intervals"].update(balanced_accuracy=[0.5])),
+        lambda f: changed(f, lambda m: m["certificate"]["deployed"]["intervals"].update(balanced_accuracy=[0.5])),
         "cannot be read",
     ),
     "hair removal": (
-        lambda f: edit(f, lambda m: m["preprocess"].update(cleaning={"hair_removal": True})),
+        lambda f: changed(f, lambda m: m["preprocess"].update(cleaning={"hair_removal": True})),
         "prepared with 'cleaning', which this app cannot do",
     ),
     "another filter": (
-        lambda f: edit(f, lambda m: m["preprocess"].update(interpolation="lanczos")),
+        lambda f: changed(f, lambda m: m["preprocess"].update(interpolation="lanczos")),
         "lanczos is unknown",
     ),
-    "another crop": (lambda f: edit(f, lambda m: m["preprocess"].update(crop="none")), "crop is none; this app knows"),
-    "another layout": (lambda f: edit(f, lambda m: m["input"].update(layout="NHWC")), "layout is NHWC; this app knows"),
+    "another crop": (
+        lambda f: changed(f, lambda m: m["preprocess"].update(crop="none")),
+        "crop is none; this app knows",
+    ),
+    "another layout": (
+        lambda f: changed(f, lambda m: m["input"].update(layout="NHWC")),
+        "layout is NHWC; this app knows",
+    ),
     "text for a number": (
-        lambda f: edit(f, lambda m: m["preprocess"].update(size="32")),
+        lambda f: changed(f, lambda m: m["preprocess"].update(size="32")),
         "artifact.json: preprocess: size is no number",
     ),
 }
@@ -254,7 +242,7 @@ def test_a_damaged_artifact_is_refused_by_name(java, tiny_artifacts, tmp_path, d
 def test_other_inputs_and_precisions_are_known(java, tiny_artifacts, tmp_path):
     folder = tmp_path / "artifact"
     shutil.copytree(tiny_artifacts["executorch"], folder)
-    edit(folder, lambda m: (m["input"].update(dtype="uint8", layout="NHWC"), m.update(precision="int8")))
+    changed(folder, lambda m: (m["input"].update(dtype="uint8", layout="NHWC"), m.update(precision="int8")))
     assert java("read", folder).startswith(b"ok [RED, GREEN, BLUE] 32 true")
     assert java("check", folder, 4e-2).startswith(b"true")
     assert java("check", folder, 6e-2).startswith(b"false")

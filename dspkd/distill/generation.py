@@ -5,11 +5,24 @@ The DSP-KD paper (equations 2 and 4, figure 4) takes the block and its weight ov
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 
-__all__ = ["GenerationBlock", "default_alpha", "random_mask", "reconstruction_loss", "uniform_numbers"]
+__all__ = [
+    "GenerationBlock",
+    "GeneratorWidth",
+    "default_alpha",
+    "random_mask",
+    "reconstruction_loss",
+    "uniform_numbers",
+]
+
+GeneratorWidth = Annotated[int, Field(ge=1)] | Literal["full"]
+"""Channels between the two convolutions of a generation block, as a setting of a method; full: those of the map."""
 
 MGD_ALPHA = 7e-5
 MGD_MAP_ELEMENTS = 512 * 7 * 7
@@ -48,11 +61,13 @@ def random_mask(shape: tuple[int, ...], hidden_fraction: float, device: torch.de
 class GenerationBlock(nn.Sequential):
     """3x3 convolution, activation, 3x3 convolution, padding 1, with biases; (B, C, H, W) -> (B, C, H, W).
 
-    `width` narrows the layer between the two convolutions; None keeps it at C as published.
+    `width` narrows the layer between the two convolutions and never widens it; full keeps it at C as published.
     """
 
-    def __init__(self, channels: int, width: int | None = None, activation: type[nn.Module] = nn.GELU) -> None:
-        inner = width or channels
+    def __init__(
+        self, channels: int, width: int | Literal["full"] = "full", activation: type[nn.Module] = nn.GELU
+    ) -> None:
+        inner = channels if width == "full" else min(width, channels)
         super().__init__(
             nn.Conv2d(channels, inner, kernel_size=3, padding=1),
             activation(),

@@ -7,7 +7,7 @@ paper can be read in several ways a setting chooses, and the default is the read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dspkd.distill.base import HF_ATTENTION, Method, MethodContext, Settings, StepInputs, submodule_state
 from dspkd.distill.features import layer_normalised, needs_normalising, resized
-from dspkd.distill.generation import GenerationBlock, default_alpha, reconstruction_loss
+from dspkd.distill.generation import GenerationBlock, GeneratorWidth, default_alpha, reconstruction_loss
 from dspkd.distill.hf_attention import hf_attention, hf_mask, shuffled_mask
 from dspkd.distill.hf_convolutional import ConvolutionalHF
 
@@ -38,10 +38,8 @@ class HFMaskedGenerationSettings(Settings):
     hide: Literal["important", "unimportant"] = "important"
     hidden_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     """Hide exactly this share of each image's places instead of those above the threshold."""
-    generator_width: Annotated[int, Field(ge=1)] | Literal["full"] = 256
-    """Channels between the two convolutions of the generation block, never more than the teacher's map has. full: as
-    many as it has, as published; measured to be no better for several times the training time (DECISIONS.md).
-    """
+    generator_width: GeneratorWidth = 256
+    """full, as published, was measured to be no better for several times the training time (DECISIONS.md)."""
     mimic_weight: float = Field(default=0.0, ge=0.0)
     cross_entropy_weight: float = Field(default=1.0, ge=0.0)
     normalise_target: bool | None = None
@@ -73,8 +71,7 @@ class HFMaskedGeneration(Method):
         self.student_taps = (context.student_final,)
         self.teacher_taps = (*self.levels, context.teacher_final)
         self.align = nn.Conv2d(student_channels, channels, kernel_size=1)
-        asked = settings.generator_width
-        self.generation = GenerationBlock(channels, channels if asked == "full" else min(asked, channels))
+        self.generation = GenerationBlock(channels, settings.generator_width)
         self.hf: ConvolutionalHF | None = None
         if settings.hf != "parameter_free":
             widths = [context.teacher_shapes[level][0] for level in self.levels]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dspkd.distill.base import Method, MethodContext, Settings, StepInputs
 from dspkd.distill.features import layer_normalised, needs_normalising, resized
-from dspkd.distill.generation import GenerationBlock, default_alpha, random_mask, reconstruction_loss
+from dspkd.distill.generation import GenerationBlock, GeneratorWidth, default_alpha, random_mask, reconstruction_loss
 
 __all__ = ["MGD"]
 
@@ -28,7 +28,7 @@ class MGDSettings(Settings):
     mask: Literal["channel", "spatial", "none"] = "channel"
     hidden_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
     """0.15 is the value of the classification code; for detection, where the mask is spatial, it is 0.65."""
-    generator_width: int | None = Field(default=None, ge=1)
+    generator_width: GeneratorWidth = "full"
     normalise_target: bool | None = None
     """Layer-normalise the teacher's map over its channels. None: only for ConvNeXt."""
 

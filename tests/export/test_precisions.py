@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from tiny_runs import tiny_config
+from tiny_runs import REAL, tiny_config
 
 from dspkd.cli.sharing import training_images, validation_images
 from dspkd.errors import UsageError
@@ -32,7 +32,7 @@ def trained_student(tiny_data, tmp_path_factory):
         "settings": {"label_smoothing": 0.3},
         "optimizer": {"lr": 0.02},
     }
-    run(tiny_config(tiny_data, out, model="shufflenet_v2_x0_5", size=64, stages=[stage], select="last"))
+    run(tiny_config(tiny_data, out, model=REAL, size=64, stages=[stage], select="last"))
     return out
 
 

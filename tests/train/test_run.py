@@ -175,8 +175,8 @@ def test_layers_of_another_versions_default_are_refused(tiny_data, tiny_teacher,
     config = tiny_config(tiny_data, tmp_path / "run", teacher=tiny_teacher, stages=preset_stages(epochs=4))
     with pytest.raises(StopError):
         run(config, reporter=Stops())
-    wider = hf_masked_generation.GenerationBlock
-    monkeypatch.setattr(hf_masked_generation, "GenerationBlock", lambda channels, width: wider(channels, width + 1))
+    block = hf_masked_generation.GenerationBlock
+    monkeypatch.setattr(hf_masked_generation, "GenerationBlock", lambda channels, width: block(channels, width - 1))
     with pytest.raises(CheckpointError, match="layers of hf_masked_generation of other shapes"):
         run(config, resume=True)
 

@@ -30,7 +30,6 @@ final class Artifact {
             Arrays.asList("size", "crop", "interpolation", "antialias", "color_order", "mean", "std"));
 
     final File program;
-    final String programSha256;
     final String architecture;
     final String precision;
     final List<String> classes;
@@ -106,7 +105,6 @@ final class Artifact {
         manifest.at("output").mustSay("name", "probabilities");
 
         program = checked(folder, manifest, "model.pte");
-        programSha256 = manifest.at("files").at("model.pte").text("sha256");
         golden = Golden.read(checked(folder, manifest, "golden.npz"));
         expect(json.parse(golden.classes).equals(manifest.list("classes"))
                         && json.parse(golden.preprocess).equals(preprocess.map()),

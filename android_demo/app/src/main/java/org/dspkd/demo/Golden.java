@@ -33,12 +33,11 @@ final class Golden {
                 throw new IOException(file.getName() + ": " + answers.length + " answers for " + pixels.shape[0]
                         + " pictures");
             }
-            byte[] all = pixels.all();
             int length = pixels.shape[1] * pixels.shape[2] * 3;
             List<Rgb> pictures = new ArrayList<>();
             for (int i = 0; i < pixels.shape[0]; i++) {
                 byte[] one = new byte[length];
-                System.arraycopy(all, i * length, one, 0, length);
+                pixels.data.get(one);
                 pictures.add(new Rgb(pixels.shape[1], one));
             }
             return new Golden(pictures, answers, npz.text("classes"), npz.text("preprocess"));

@@ -9,6 +9,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -82,12 +83,6 @@ final class Npz implements AutoCloseable {
             this.shape = shape;
             this.data = data;
         }
-
-        byte[] all() {
-            byte[] all = new byte[data.remaining()];
-            data.duplicate().get(all);
-            return all;
-        }
     }
 
     private Array read(String name) throws IOException {
@@ -97,7 +92,7 @@ final class Npz implements AutoCloseable {
         try {
             byte[] magic = new byte[MAGIC.length];
             data.get(magic);
-            expect(java.util.Arrays.equals(magic, MAGIC), name, "is no numpy array");
+            expect(Arrays.equals(magic, MAGIC), name, "is no numpy array");
             int major = data.get();
             data.get();
             int length = major == 1 ? data.getShort() & 0xffff : data.getInt();
