@@ -98,26 +98,27 @@ def resize_square(image: Image.Image, size: int, interpolation: str) -> np.ndarr
     return np.asarray(square.resize((size, size), _RESAMPLE[interpolation]), dtype=np.uint8)
 
 
-def resize_square_quickly(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
-    """As `resize_square`, within a level of it, with PyTorch's resampler, which uses the processor's wide registers.
-    For training pixels only: it is not the same on every machine.
+def resize_square_quickly(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+    """As `resize_square`, of uint8 (H, W, 3) and within a level of it, with PyTorch's resampler, which uses the
+    processor's wide registers. For training pixels only: it is not the same on every machine.
     """
-    if min(image.size) == size:
-        return np.asarray(_centre_square(image))
+    left, top, right, bottom = _centre((pixels.shape[1], pixels.shape[0]))
+    square = np.ascontiguousarray(pixels[top:bottom, left:right])
+    if len(square) == size:
+        return square
     import torch
     from torch.nn import functional
 
-    left, top, right, bottom = _centre(image)
-    square = torch.from_numpy(np.asarray(image)[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
-    resized = functional.interpolate(square, (size, size), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    # A picture of Pillow's cannot be written to, which PyTorch warns of. In a batch of one PyTorch sees that channels
+    # lie side by side, and resizes them in that layout.
+    writable = square if square.flags.writeable else square.copy()
+    batch = torch.from_numpy(writable).unsqueeze(0).permute(0, 3, 1, 2)
+    resized = functional.interpolate(batch, (size, size), mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def clean_square(image: Image.Image, cleaning: Cleaning) -> Image.Image:
-    """Step 2: the largest centred square, cleaned. Where there is nothing to do, the picture as it is.
-
-    Raises MissingDependencyError if hairs are to be removed without OpenCV.
-    """
+    """Step 2: the largest centred square, cleaned. Where there is nothing to do, the picture as it is."""
     if not cleaning.is_on:
         return image
     pixels = np.asarray(_centre_square(image))
@@ -133,12 +134,13 @@ def clean_square(image: Image.Image, cleaning: Cleaning) -> Image.Image:
 
 
 def _centre_square(image: Image.Image) -> Image.Image:
-    return image.crop(_centre(image)) if image.width != image.height else image
+    return image.crop(_centre(image.size)) if image.width != image.height else image
 
 
-def _centre(image: Image.Image) -> tuple[int, int, int, int]:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+def _centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest centred square of a picture of this width and height."""
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return left, top, left + side, top + side
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 
 from dspkd.data.near_duplicates import THUMBNAIL, find_near_duplicates
 from dspkd.data.pixels import default_cache_dir, file_states
+from dspkd.data.quick_jpeg import decode_plain_jpeg
+from dspkd.data.shares import side_by_side
 from dspkd.data.table import Table
 from dspkd.errors import DataError
 from dspkd.fileio import canonical_json, ensure_dir, sha256_bytes, sha256_file, write_json
@@ -27,6 +30,8 @@ __all__ = ["DuplicatePair", "Fingerprints", "duplicate_images", "find_duplicates
 Progress = Callable[[int, int, str], None]
 # Counted up when other pairs come to be found in the same pictures.
 FINDER_VERSION = 1
+# Progress is told about once for so many images.
+REPORT = 64
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,26 @@ def take_fingerprints(table: Table, *, progress: Progress | None = None) -> Fing
         try:
             hashes[index] = _content_hash(path)
             sizes[index] = _size(path)
-            picture = load_rgb(path, at_least=2 * THUMBNAIL)
+            plain = decode_plain_jpeg(path, 2 * THUMBNAIL)
+            picture = load_rgb(path, at_least=2 * THUMBNAIL) if plain is None else Image.fromarray(plain)
         except DataError as error:
             faults[index] = error
             return
         thumbnails[index] = np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
-    # Pillow and hashlib release the GIL.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    def take_some(indices: Sequence[int]) -> int:
+        for index in indices:
+            take(index)
+        return len(indices)
+
+    # Decoders and hashlib release the GIL.
+    threads = os.cpu_count() or 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        shares = [share for team in side_by_side(range(count), threads) for share in team]
         try:
-            for done, _ in enumerate(pool.map(take, range(count)), start=1):
-                if progress and (done % 64 == 0 or done == count):
+            for done in accumulate(pool.map(take_some, shares)):
+                if progress and (done % REPORT == 0 or done == count):
                     progress(done, count, "decoding images")
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -12,12 +12,9 @@ gel bubbles and glare as well (`benchmarks/results/hair.md`).
 
 from __future__ import annotations
 
-from typing import Any
-
+import cv2
 import numpy as np
 from PIL import Image
-
-from dspkd.errors import MissingDependencyError
 
 __all__ = ["hair_cover", "hair_mask", "remove_hair"]
 
@@ -33,11 +30,8 @@ INPAINT_RADIUS = 3
 
 
 def hair_mask(square: np.ndarray) -> np.ndarray:
-    """Where hairs are: RGB uint8 (S, S, 3) -> bool (s, s), s = min(S, WORKING_SIDE).
-
-    Raises MissingDependencyError without OpenCV.
-    """
-    return _mask(_opencv(), _at_working_side(square))
+    """Where hairs are: RGB uint8 (S, S, 3) -> bool (s, s), s = min(S, WORKING_SIDE)."""
+    return _mask(_at_working_side(square))
 
 
 def hair_cover(mask: np.ndarray) -> float:
@@ -51,9 +45,8 @@ def remove_hair(square: np.ndarray, threshold: float) -> np.ndarray:
     Only pixels on and beside a hair change. They are filled in from around it by Navier-Stokes inpainting (Bertalmio et
     al., CVPR 2001); in pictures larger than WORKING_SIDE from the reduced one, so they are smoother there.
     """
-    cv2 = _opencv()
     small = _at_working_side(square)
-    mask = _mask(cv2, small)
+    mask = _mask(small)
     if hair_cover(mask) <= threshold:
         return square
     # The soft edge of a hair would be painted into the gap.
@@ -66,16 +59,6 @@ def remove_hair(square: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(here[..., None], np.asarray(Image.fromarray(filled).resize(side, Image.Resampling.BICUBIC)), square)
 
 
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"hair removal needs OpenCV, which cannot be imported ({error})", hint="pip install 'dspkd[hair]'"
-        ) from error
-    return cv2
-
-
 def _at_working_side(square: np.ndarray) -> np.ndarray:
     if len(square) <= WORKING_SIDE:
         return np.ascontiguousarray(square)
@@ -83,7 +66,7 @@ def _at_working_side(square: np.ndarray) -> np.ndarray:
     return np.asarray(reduced)
 
 
-def _mask(cv2: Any, picture: np.ndarray) -> np.ndarray:
+def _mask(picture: np.ndarray) -> np.ndarray:
     side = len(picture)
     # A dark row at the picture's edge is a line, too; repeated outwards it is a wide one.
     border = _odd(SURROUNDINGS * side)
@@ -96,8 +79,8 @@ def _mask(cv2: Any, picture: np.ndarray) -> np.ndarray:
     )
     # A pixel more to each side lets the shorter lines bend.
     widened = cv2.dilate(depth, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
-    lines = np.minimum(_along_lines(cv2, widened, SHORT * side), depth) >= CONTRAST
-    certain = _along_lines(cv2, depth, LONG * side) >= CONTRAST
+    lines = np.minimum(_along_lines(widened, SHORT * side), depth) >= CONTRAST
+    certain = _along_lines(depth, LONG * side) >= CONTRAST
     count, pieces = cv2.connectedComponents(lines.astype(np.uint8), connectivity=8)
     kept = np.zeros(count, bool)
     kept[pieces[certain]] = True
@@ -106,15 +89,15 @@ def _mask(cv2: Any, picture: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _along_lines(cv2: Any, depth: np.ndarray, length: float) -> np.ndarray:
+def _along_lines(depth: np.ndarray, length: float) -> np.ndarray:
     """At each pixel the largest depth that is reached all along a line of `length` through it, in any direction."""
     best = np.zeros_like(depth)
     for angle in np.arange(DIRECTIONS) * np.pi / DIRECTIONS:
-        np.maximum(best, cv2.morphologyEx(depth, cv2.MORPH_OPEN, _line(cv2, length, angle)), out=best)
+        np.maximum(best, cv2.morphologyEx(depth, cv2.MORPH_OPEN, _line(length, angle)), out=best)
     return best
 
 
-def _line(cv2: Any, length: float, angle: float) -> np.ndarray:
+def _line(length: float, angle: float) -> np.ndarray:
     reach = int(np.ceil(length / 2))
     element = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
     across, down = ((length - 1) / 2 * np.array([np.cos(angle), np.sin(angle)])).round().astype(int).tolist()

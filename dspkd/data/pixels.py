@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from dspkd.data.quick_jpeg import decode_plain_jpeg
+from dspkd.data.shares import side_by_side
 from dspkd.data.table import Table
 from dspkd.errors import DataError, OutputError
 from dspkd.fileio import atomic_file, canonical_json, ensure_dir, sha256_bytes, write_at
@@ -39,6 +41,8 @@ Progress = Callable[[int, int, str], None]
 DECODER_VERSION = 4
 # Pixels are on the disk before they are said to be there, so many images at a time.
 BLOCK = 256
+# Progress is told about once for so many images.
+REPORT = 64
 # A JPEG for training is decoded at the smallest of its sizes (1, 1/2, 1/4, 1/8) that is still so much larger than what
 # is wanted: the resizing after it then decides what the pixels look like.
 TRAINING_REDUCTION = 1.5
@@ -131,55 +135,96 @@ class PixelCache:
             marks[there] = 1
             marks.flush()
 
-        # Pillow releases the GIL while it decodes and resizes, so threads are enough and nothing is copied between
-        # processes.
+        # Decoders and resamplers release the GIL, so threads are enough and nothing is copied between processes.
+        threads = os.cpu_count() or 1
         with (
             self.path.open("rb+", buffering=0) as opened,
             ThreadPoolExecutor(1) as disk,
-            ThreadPoolExecutor(os.cpu_count()) as pool,
+            ThreadPoolExecutor(threads) as pool,
         ):
             file = opened.fileno()
             stored: Future[None] | None = None
+            done = 0
             for start in range(0, len(positions), BLOCK):
-                block = positions[start : start + BLOCK]
-                futures = [pool.submit(self._decode_one, file, header, int(i)) for i in block]
+                block = [int(i) for i in positions[start : start + BLOCK]]
+                teams = [
+                    [pool.submit(self._decode_some, file, header, share) for share in shares]
+                    for shares in side_by_side(block, threads)
+                ]
                 try:
-                    for done, future in enumerate(futures, start=start + 1):
-                        future.result()
-                        if progress and (done % 64 == 0 or done == len(positions)):
+                    for team in teams:
+                        shares = [future.result() for future in team]
+                        if failures := [share.failure for share in shares if share.failure]:
+                            raise min(failures, key=lambda failure: block.index(failure[0]))[1]
+                        before_it, done = done, done + sum(len(share.there) for share in shares)
+                        if progress and (done // REPORT > before_it // REPORT or done == len(positions)):
                             progress(done, len(positions), f"decoding images at {self.preprocess.size} px")
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
                 finally:
                     # Reaches the disk while the next block is decoded.
-                    there = [i for i, f in zip(block, futures, strict=True) if _succeeded(f)]
-                    before, stored = stored, disk.submit(store, there)
+                    before, stored = stored, disk.submit(store, _done_by(teams))
                 if before is not None:
                     before.result()
             if stored is not None:
                 stored.result()
 
-    def _decode_one(self, file: int, header: int, index: int) -> None:
+    def _decode_some(self, file: int, header: int, indices: Sequence[int]) -> _Share:
+        share = _Share()
+        for index in indices:
+            try:
+                # Not through the map: a fault for every 4 KiB costs a third of what decoding a small picture does.
+                content = self._decode_one(index).tobytes()
+                write_at(file, content, header + index * len(content))
+            except Exception as error:
+                share.failure = index, error
+                break
+            share.there.append(index)
+        return share
+
+    def _decode_one(self, index: int) -> np.ndarray:
         sample, wanted = self.table.samples[index], self.preprocess
-        # What is cleaned is decoded in full: whether a picture has hairs must not depend on what it is for.
-        reduced = self.for_training and not wanted.cleaning.is_on
-        resize = resize_square_quickly if self.for_training else resize_square
         try:
-            image = load_rgb(sample.path, at_least=int(TRAINING_REDUCTION * wanted.size) if reduced else None)
-            pixels = resize(clean_square(image, wanted.cleaning), wanted.size, wanted.interpolation)
+            pixels = self._quickly(sample.path) if self.for_training else self._as_judged(sample.path)
         except DataError as error:
             if sample.listed is None:
                 raise
             raise DataError(f"{sample.listed}: {error.message}", hint=error.hint) from error
         if pixels.shape != (wanted.size, wanted.size, 3) or pixels.dtype != np.uint8:
             raise AssertionError(f"{pixels.dtype} {pixels.shape} would be written over a neighbour")
-        # Not through the map, where a fault for every 4 KiB costs a third of what decoding a small picture does.
-        write_at(file, pixels.tobytes(), header + index * pixels.nbytes)
+        return pixels
+
+    def _as_judged(self, path: Path) -> np.ndarray:
+        wanted = self.preprocess
+        return resize_square(clean_square(load_rgb(path), wanted.cleaning), wanted.size, wanted.interpolation)
+
+    def _quickly(self, path: Path) -> np.ndarray:
+        wanted = self.preprocess
+        if wanted.cleaning.is_on:
+            # Decoded in full: whether a picture has hairs must not depend on what it is for.
+            pixels = np.asarray(clean_square(load_rgb(path), wanted.cleaning))
+        else:
+            enough = int(TRAINING_REDUCTION * wanted.size)
+            plain = decode_plain_jpeg(path, enough)
+            pixels = np.asarray(load_rgb(path, at_least=enough)) if plain is None else plain
+        return resize_square_quickly(pixels, wanted.size, wanted.interpolation)
 
 
-def _succeeded(future: object) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None  # type: ignore[attr-defined]
+@dataclass
+class _Share:
+    """What one thread has done of what it took."""
+
+    there: list[int] = field(default_factory=list)
+    """Indices of images that are in the file."""
+    failure: tuple[int, Exception] | None = None
+    """At which image it stopped, and why."""
+
+
+def _done_by(teams: Sequence[Sequence[Future[_Share]]]) -> list[int]:
+    """All that is in the file; shares that were cancelled or never begun are not."""
+    futures = (future for team in teams for future in team)
+    return [index for future in futures if future.done() and not future.cancelled() for index in future.result().there]
 
 
 def pixel_cache(

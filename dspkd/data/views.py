@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ NUMBERS = 16
 COLOUR_GROUP = 1 << 17
 # Of red, green and blue in grey (ITU-R BT.601), as torchvision has them.
 GREY = (0.2989, 0.587, 0.114)
+# By right angles, counter-clockwise.
+_ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 
 def view_numbers(seed: int, image_id: str, view: int) -> np.ndarray:
@@ -98,26 +101,44 @@ def augment(pixels: Tensor, views: Views, size: int) -> Tensor:
 
     Crop and antialiased bilinear resize, mirror, turn; then colour constancy where it was drawn; then brightness,
     contrast (about the mean grey) and saturation as one affine map, clipped and rounded once. An image's view does not
-    depend on what else is in the batch. On a CPU the resize is torch's own for bytes; elsewhere two matrix products
-    with the same weights, within a level of it.
+    depend on what else is in the batch. On a CPU one view is made after the other, by torch's own resize for bytes and
+    by OpenCV; elsewhere all at once, the resize as two matrix products with the same weights, within a level of it.
     """
     if pixels.device.type == "cpu":
-        cut = _cut_and_turned(pixels, views, size)
-    else:
-        cut = _turned(_cut_by_matrices(pixels, views, size), views)
-    return _coloured(_under_white_light(cut, views), views)
+        return _one_by_one(pixels, views, size)
+    return _coloured(_under_white_light(_turned(_cut_by_matrices(pixels, views, size), views), views), views)
 
 
-def _cut_and_turned(pixels: Tensor, views: Views, size: int) -> Tensor:
-    out = np.empty((len(pixels), 3, size, size), np.uint8)
+def _one_by_one(pixels: Tensor, views: Views, size: int) -> Tensor:
+    """A view stays in a core's cache from its first step to its last, and keeps its three channels side by side until
+    then, as the source has them.
+    """
+    made = np.empty((len(pixels), 3, size, size), np.uint8)
     sources = pixels.permute(0, 3, 1, 2)
-    for i, (top, left, side) in enumerate(zip(views.top, views.left, views.side, strict=True)):
+    own, grey, mean = _shares(views)
+    affine = np.zeros((len(pixels), 3, 4), np.float32)
+    affine[:, :, :3] = own[:, None, None] * np.eye(3) + grey[:, None, None] * np.array(GREY)
+    changed = (views.brightness != 1) | (views.contrast != 1) | (views.saturation != 1)
+    wide = np.empty((size, size, 3), np.uint16)
+    squares = zip(views.top.tolist(), views.left.tolist(), views.side.tolist(), strict=True)
+    for i, (top, left, side) in enumerate(squares):
         window = sources[i : i + 1, :, top : top + side, left : left + side]
-        cut = functional.interpolate(window, (size, size), mode="bilinear", antialias=True)[0].numpy()
-        mirrored = cut[:, :, ::-1] if views.flip[i] else cut
-        # Only strides change until here: NumPy turns the picture while it copies it, torch would copy it twice.
-        out[i] = np.rot90(mirrored, views.turns[i], axes=(-2, -1))
-    return torch.from_numpy(out)
+        cut = functional.interpolate(window, (size, size), mode="bilinear", antialias=True)
+        if views.constancy[i]:
+            cut = shades_of_grey(cut.contiguous())
+        picture = np.ascontiguousarray(cut[0].permute(1, 2, 0).numpy())
+        if changed[i]:
+            red, green, blue, _ = cv2.sumElems(picture)
+            affine[i, :, 3] = mean[i] * (red * GREY[0] + green * GREY[1] + blue * GREY[2]) / size**2
+            # On bytes OpenCV computes with ten binary places of the factors, which is not enough for the nearest level.
+            np.copyto(wide, picture)
+            picture = cv2.convertScaleAbs(cv2.transform(wide, affine[i], wide))
+        if views.flip[i]:
+            picture = cv2.flip(picture, 1)
+        if turns := int(views.turns[i]):
+            picture = cv2.rotate(picture, _ROTATIONS[turns])
+        cv2.split(picture, list(made[i]))
+    return torch.from_numpy(made)
 
 
 def _cut_by_matrices(pixels: Tensor, views: Views, size: int) -> Tensor:
@@ -172,15 +193,18 @@ def _under_white_light(images: Tensor, views: Views) -> Tensor:
     return images
 
 
-def _coloured(images: Tensor, views: Views) -> Tensor:
+def _shares(views: Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 (B,): how much of a pixel, of its grey and of the picture's mean grey is in what brightness, contrast and
+    saturation, one after the other, make of the pixel.
+    """
     b, c, s = views.brightness, views.contrast, views.saturation
-    if (b == 1).all() and (c == 1).all() and (s == 1).all():
+    return s * c * b, (1 - s) * c * b, (1 - c) * b
+
+
+def _coloured(images: Tensor, views: Views) -> Tensor:
+    if (views.brightness == 1).all() and (views.contrast == 1).all() and (views.saturation == 1).all():
         return images
-    # What the three steps, one after the other, make of a pixel, of its grey and of the picture's mean grey.
-    own, grey, mean = (
-        torch.from_numpy(factor.astype(np.float32)).to(images.device).view(-1, 1)
-        for factor in (s * c * b, (1 - s) * c * b, (1 - c) * b)
-    )
+    own, grey, mean = (torch.from_numpy(share).to(images.device).view(-1, 1) for share in _shares(views))
     weights, height = torch.tensor(GREY, device=images.device), images.shape[-2]
     group = max(1, COLOUR_GROUP // images[0].numel())
     for start in range(0, len(images), group):
@@ -189,7 +213,7 @@ def _coloured(images: Tensor, views: Views) -> Tensor:
         greys = weights @ values
         offset = mean[part] * _mean_grey(values.unflatten(2, (height, -1)), weights) + 0.5
         values.mul_(own[part, :, None]).add_(greys.mul_(grey[part]).add_(offset).unsqueeze(1)).clamp_(0.0, 255.0)
-        _into_bytes(images[part].flatten(2), values)
+        images[part].flatten(2).copy_(values)
     return images
 
 
@@ -201,15 +225,6 @@ def _mean_grey(levels: Tensor, weights: Tensor) -> Tensor:
     totals = levels.sum(-1).sum(-1, dtype=torch.int64).float()
     red, green, blue = (totals * weights).split(1, dim=1)
     return (red + green + blue) / levels[0, 0].numel()
-
-
-def _into_bytes(target: Tensor, values: Tensor) -> None:
-    """Rounded down."""
-    if target.device.type == "cpu":
-        # Several times as fast as torch's own conversion.
-        np.copyto(target.numpy(), values.numpy(), casting="unsafe")
-    else:
-        target.copy_(values)
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:

@@ -1,7 +1,5 @@
 """Hairs drawn over synthetic lesions are found and removed, and what has none stays as it is."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -11,7 +9,6 @@ from dspkd.data.hair import hair_cover, hair_mask, remove_hair
 from dspkd.data.pixels import cached_pixels, pixel_cache
 from dspkd.data.synthetic import draw_lesion
 from dspkd.data.table import Sample, Table
-from dspkd.errors import MissingDependencyError
 from dspkd.preprocess import Preprocess, clean_square, load_pixels, load_rgb
 
 SIDE = 256
@@ -174,10 +171,3 @@ def test_the_cache_of_before_is_still_that_of_off(files, tmp_path):
         name(hair_removal=True, illumination=True),
     ]
     assert len({off, *on}) == 5
-
-
-def test_without_opencv_the_extra_is_named(files, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingDependencyError, match=r"hair removal needs OpenCV.*pip install 'dspkd\[hair\]'"):
-        load_pixels(files.samples[0].path, Preprocess(size=64, cleaning=ON))
-    load_pixels(files.samples[0].path, Preprocess(size=64, cleaning=Cleaning(illumination=True)))

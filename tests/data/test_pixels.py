@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -102,6 +103,16 @@ def test_a_bad_picture_is_named(table, cache, fault):
     assert [tuple(row[8, 8]) for row in good[:4]] == COLOURS
     with pytest.raises(DataError, match=r"bad\.jpg"):
         cached_pixels(broken, Preprocess(size=16), cache_dir=cache)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_of_several_bad_pictures_the_first_is_named(folders, cache, monkeypatch, threads):
+    monkeypatch.setattr(module.os, "cpu_count", lambda: threads)
+    table = read_table(folders)
+    for bad in (3, 4, 20):
+        table.samples[bad].path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=re.escape(str(table.samples[3].path))):
+        cached_pixels(table, Preprocess(size=16), cache_dir=cache)
 
 
 def test_only_what_is_asked_for_is_decoded(table, cache, monkeypatch):

@@ -184,13 +184,27 @@ def test_the_batch_is_what_torchvision_makes_of_each_picture(pixels):
 
 
 @pytest.mark.parametrize("size", [20, 32, 40, 55])
-def test_the_way_for_gpus_gives_the_same_pixels(pixels, size):
-    drawn = draw_views(3, ["a"] * 12, range(12), 40, AugmentConfig(crop_scale=0.2))
+def test_the_way_for_gpus_cuts_and_turns_the_same(pixels, size):
+    drawn = draw_views(3, ["a"] * 12, range(12), 40, AugmentConfig(crop_scale=0.2, color_jitter=0.0))
     sources = torch.from_numpy(pixels)
-    plain = module._cut_and_turned(sources, drawn, size)
-    matrices = module._turned(module._cut_by_matrices(sources, drawn, size), drawn)
-    assert plain.shape == matrices.shape == (12, 3, size, size)
-    assert (plain.int() - matrices.int()).abs().max() <= 1
+    one_by_one = augment(sources, drawn, size)
+    at_once = module._turned(module._cut_by_matrices(sources, drawn, size), drawn)
+    assert one_by_one.shape == at_once.shape == (12, 3, size, size)
+    assert (one_by_one.int() - at_once.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [17, 40, 64])
+def test_the_way_for_gpus_colours_the_same(size):
+    """Also light that is taken away first; sizes whose rows do not fill a processor's registers."""
+    sources = np.random.default_rng(4).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
+    config = OFF.model_copy(update={"color_jitter": 0.5, "color_constancy": 0.5})
+    drawn = draw_views(3, ["a"] * 12, range(12), size, config)
+    one_by_one = augment(torch.from_numpy(sources), drawn, size)
+    plain = torch.from_numpy(sources.transpose(0, 3, 1, 2).copy())
+    at_once = module._coloured(module._under_white_light(plain, drawn), drawn)
+    # Halves are rounded to the next even level by the one and up by the other.
+    assert (one_by_one.int() - at_once.int()).abs().max() <= 1
+    assert (one_by_one != at_once).float().mean() < 0.01
 
 
 # Colour constancy ---------------------------------------------------------------------------------
