@@ -43,6 +43,7 @@ def convert(program: str, out: str) -> None:
     _, named = exported.example_inputs
     litert_torch.convert(exported.module(check_guards=False), (), dict(named)).export(out)
     _split_concatenations(out)
+    _dequantise_bytes(out)
 
 
 def halve(fp32: str, out: str) -> None:
@@ -160,33 +161,70 @@ def _split_concatenations(file: str) -> None:
     flatbuffer_utils.write_model(model, file)
 
 
+def _dequantise_bytes(file: str) -> None:
+    """In place: bytes that are cast to float32 are dequantised with scale 1 instead, which gives the same numbers.
+    XNNPACK does that; a cast it leaves to LiteRT's own kernels.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(file)
+    (graph,) = model.subgraphs
+    for operator, kind in _operators(model, graph):
+        read, made = (graph.tensors[indices[0]] for indices in (operator.inputs, operator.outputs))
+        if (kind, read.type, made.type) == ("CAST", schema.TensorType.UINT8, schema.TensorType.FLOAT32):
+            operator.opcodeIndex = _operator_code(model, schema.BuiltinOperator.DEQUANTIZE)
+            operator.builtinOptions, operator.builtinOptionsType = None, schema.BuiltinOptions.NONE
+            read.quantization = schema.QuantizationParametersT()
+            read.quantization.scale, read.quantization.zeroPoint = [1.0], [0]
+    flatbuffer_utils.write_model(model, file)
+
+
 def _take_bytes(file: str) -> None:
-    """In place: the picture, whose int8 levels are its bytes less 128, is taken as uint8."""
+    """In place: the picture, whose int8 levels are its bytes less 128, is taken as uint8. By way of float32, since
+    XNNPACK turns floats into either but not one into the other.
+    """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model(file)
     (graph,) = model.subgraphs
     (levels,) = graph.inputs
-    made = copy.copy(graph.tensors[levels])
-    (scale,), (zero,) = made.quantization.scale, made.quantization.zeroPoint
+    picture, floats = copy.copy(graph.tensors[levels]), copy.copy(graph.tensors[levels])
+    (scale,), (zero,) = picture.quantization.scale, picture.quantization.zeroPoint
     if abs(scale * 255 - 1) > 1e-6 or zero != -128:
         raise ValueError(f"the picture has scale {scale} and zero point {zero}, not 1/255 and -128")
-    made.type, made.name = schema.TensorType.UINT8, b"image"
-    made.quantization = copy.copy(made.quantization)
-    made.quantization.zeroPoint = [0]
-    graph.tensors.append(made)
-    code, step = schema.OperatorCodeT(), schema.OperatorT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    picture.type, picture.name = schema.TensorType.UINT8, b"image"
+    picture.quantization = copy.copy(picture.quantization)
+    picture.quantization.zeroPoint = [0]
+    floats.type, floats.name, floats.quantization = schema.TensorType.FLOAT32, b"image in [0, 1]", None
+    graph.tensors += [picture, floats]
+    taken, between = len(graph.tensors) - 2, len(graph.tensors) - 1
+    steps = []
+    for kind, read, made in (
+        (schema.BuiltinOperator.DEQUANTIZE, taken, between),
+        (schema.BuiltinOperator.QUANTIZE, between, levels),
+    ):
+        step = schema.OperatorT()
+        step.opcodeIndex, step.inputs, step.outputs = _operator_code(model, kind), [read], [made]
+        steps.append(step)
+    graph.operators = [*steps, *graph.operators]
+    graph.inputs = [taken]
+    for signature in model.signatureDefs:
+        for named in signature.inputs:
+            named.tensorIndex = taken
+    flatbuffer_utils.write_model(model, file)
+
+
+def _operator_code(model: Any, kind: int) -> int:
+    """Index of a new entry for a builtin operator."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = kind
     code.version = 1
     model.operatorCodes.append(code)
-    step.opcodeIndex, step.inputs, step.outputs = len(model.operatorCodes) - 1, [len(graph.tensors) - 1], [levels]
-    graph.operators = [step, *graph.operators]
-    graph.inputs = list(step.inputs)
-    for signature in model.signatureDefs:
-        for taken in signature.inputs:
-            taken.tensorIndex = step.inputs[0]
-    flatbuffer_utils.write_model(model, file)
+    return len(model.operatorCodes) - 1
 
 
 def _operators(model: Any, graph: Any) -> Iterator[tuple[Any, str]]:

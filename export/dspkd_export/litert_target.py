@@ -33,11 +33,12 @@ class NhwcModule(nn.Module):
 
     def __init__(self, module: DeployModule, size: int) -> None:
         super().__init__()
-        std = module.std.flatten()
+        # Those of bytes are there for every pixel of a row.
+        mean, std = module.mean.flatten()[:3], module.std.flatten()[:3]
         if isinstance(module.network, LiveChannelShuffleNet):
             _take_std_into(module.network.stem, std)
             std = torch.ones_like(std)
-        self.rows = NormalisedRows(module.mean.flatten(), std, size)
+        self.rows = NormalisedRows(mean, std, size)
         self.deployed = module
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ The converter wants an environment of its own, so most tests take files that wer
 that convert run where DSPKD_LITERT_PYTHON names a Python with litert-torch, or this one has it.
 """
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -190,6 +191,45 @@ def test_bytes_in_the_place_of_floats(tmp_path):
     made = load_model("litert", file)
     assert made.dtype == "uint8"
     np.testing.assert_array_equal(made.answer(pictures()), load_model("litert", recorded).answer(pictures()))
+    assert in_one_piece(file)
+
+
+def test_bytes_are_dequantised_and_not_cast(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    cast, file = tmp_path / "cast.tflite", tmp_path / "dequantised.tflite"
+    model = flatbuffer_utils.read_model(str(RECORDED / "shufflenet-fp32.tflite"))
+    (graph,) = model.subgraphs
+    picture = copy.copy(graph.tensors[graph.inputs[0]])
+    picture.name, picture.type = b"bytes", schema.TensorType.UINT8
+    graph.tensors.append(picture)
+    step = schema.OperatorT()
+    step.opcodeIndex = litert_script._operator_code(model, schema.BuiltinOperator.CAST)
+    step.inputs, step.outputs = [len(graph.tensors) - 1], list(graph.inputs)
+    graph.operators, graph.inputs = [step, *graph.operators], list(step.inputs)
+    model.signatureDefs[0].inputs[0].tensorIndex = step.inputs[0]
+    flatbuffer_utils.write_model(model, str(cast))
+    file.write_bytes(cast.read_bytes())
+    litert_script._dequantise_bytes(str(file))
+    assert next(kind for kind, _ in graph_of(file)[1]) == "DEQUANTIZE"
+    before, after = (load_model("litert", one).answer(pictures()) for one in (cast, file))
+    np.testing.assert_array_equal(after, before)
+    assert in_one_piece(file) and not in_one_piece(cast)
+
+
+def in_one_piece(file):
+    """XNNPACK takes the whole program."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file))
+    interpreter.allocate_tensors()
+    delegates = [one for one in interpreter._get_ops_details() if one["op_name"] == "DELEGATE"]
+    (picture,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(delegates) != 1:
+        return False
+    return picture["index"] in delegates[0]["inputs"] and answer["index"] in delegates[0]["outputs"]
 
 
 def test_bytes_of_another_scale_are_refused(tmp_path):
@@ -205,14 +245,10 @@ def test_bytes_of_another_scale_are_refused(tmp_path):
         litert_script._take_bytes(str(tmp_path / "odd.tflite"))
 
 
-def test_xnnpack_takes_the_whole_program():
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_xnnpack_takes_the_whole_program(precision):
     pytest.importorskip("ai_edge_litert")
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(RECORDED / "shufflenet-fp32.tflite"))
-    interpreter.allocate_tensors()
-    names = [one["op_name"] for one in interpreter._get_ops_details()]
-    assert names.count("DELEGATE") == 1 and names[-1] == "DELEGATE"
+    assert in_one_piece(RECORDED / f"shufflenet-{precision}.tflite")
 
 
 # The runtime ---------------------------------------------------------------------------------------
@@ -275,7 +311,8 @@ def test_a_converter_that_lacks_a_package(script, monkeypatch):
     assert CONVERTER_PYTHON in caught.value.hint
 
 
-def test_a_converter_that_fails_says_why(script):
+def test_a_converter_that_fails_says_why(script, monkeypatch):
+    monkeypatch.delenv(CONVERTER_PYTHON, raising=False)
     with pytest.raises(VerificationError, match="fails: RuntimeError: unsupported operator") as caught:
         run_converter(script("raise RuntimeError('unsupported operator')"))
     assert sys.executable in caught.value.message and "executorch" in caught.value.hint
@@ -371,6 +408,7 @@ def test_converted(student, expected, tmp_path, precision, tolerance, takes_byte
     kinds = [kind for kind, _ in graph_of(tmp_path / MODEL_FILE)[1]]
     # A pad with the lowest number, before a max pool, is one that XNNPACK does not take.
     assert "PADV2" not in kinds
+    assert precision == "fp16" or in_one_piece(tmp_path / MODEL_FILE)
 
 
 @needs_converter
