@@ -2,7 +2,8 @@
 
 python benchmarks/peers/compare.py RUN DATA [--size SIZE] [--seconds S] [--peers NAMES] [--teacher RUN] [--no-profile]
 
-Ours have normalisation and softmax inside, the peers have not. int8 is calibrated on the same 128 training images.
+Ours have normalisation and softmax inside, the peers have not; each is there twice, for floats and for bytes as a
+camera gives them. int8 is calibrated on the same 128 training images.
 Batch 1, one thread. Two answers are given, because they differ: with all models in turn each finds the caches filled by
 others; in pairs our fastest and one peer take turns alone, closer to a device that runs one model. --teacher adds the
 exports of another network, ours called 20 times in a row for each call of it. The profile says what ExecuTorch's
@@ -57,14 +58,18 @@ def sized(student: Student, size: int | None) -> Student:
     return replace(student, card=student.card.model_copy(update={"preprocess": preprocess}))
 
 
-def ours(student: Student, images: Calibration, folder: Path, target: str, precision: str) -> Contender:
-    place = folder / f"ours-{target}-{precision}"
+def ours(
+    student: Student, images: Calibration, folder: Path, target: str, precision: str, takes: str = "floats"
+) -> Contender:
+    place = folder / f"ours-{target}-{precision}-{takes}"
     place.mkdir()
-    compiled = TARGETS[target].compile(ExportJob(student, place, precision, calibration=images))
+    job = ExportJob(student, place, precision, calibration=images, takes_bytes=takes == "bytes")
+    compiled = TARGETS[target].compile(job)
     file = place / compiled.details.get("static_file", compiled.models[0])
     model = load_model(target, file, threads=1)
     image = model.input_of(images.pixels[:1])
-    return Contender(precision, OURS[target], "ours", model.runtime, file, lambda: model.run(image))
+    title = OURS[target] if takes == "floats" else f"{OURS[target]}, {takes}"
+    return Contender(precision, title, "ours", model.runtime, file, lambda: model.run(image))
 
 
 def stock(name: str, precision: str, source: Source) -> Contender:
@@ -87,7 +92,10 @@ def gathered(makers: Iterable[tuple[str, Callable[[], Contender]]]) -> list[Cont
 def contenders(student: Student, images: Calibration, folder: Path, names: Sequence[str]) -> list[Contender]:
     source = Source(student, folder, normalised(student, images.pixels))
     mine = [
-        (f"{OURS[t]} {p}, ours", lambda t=t, p=p: ours(student, images, folder, t, p)) for t in OURS for p in PRECISIONS
+        (f"{OURS[t]} {p} from {takes}, ours", lambda chosen=(t, p, takes): ours(student, images, folder, *chosen))
+        for t in OURS
+        for p in PRECISIONS
+        for takes in ("floats", "bytes")
     ]
     theirs = [
         (f"{PEERS[n].title} {p}, stock", lambda n=n, p=p: stock(n, p, source)) for n in names for p in PEERS[n].build

@@ -5,6 +5,7 @@ python litert_script.py versions
 python litert_script.py convert PROGRAM OUT
 python litert_script.py halve FP32 OUT
 python litert_script.py quantise FP32 IMAGES float32|uint8 OUT
+python litert_script.py mirror FILE
 
 PROGRAM is a .pt2 file (torch.export.save) of a module that takes one tensor named `image`. IMAGES is a .npy file with
 float32 pictures in [0, 1], which the ranges of int8 are taken from; what is quantised then takes such pictures, or
@@ -161,6 +162,120 @@ def _split_concatenations(file: str) -> None:
     flatbuffer_utils.write_model(model, file)
 
 
+def _pad_inside(file: str) -> None:
+    """In place: what halves a map after a pad of zeros that lies where LiteRT's own would pads by itself, and reads the
+    map as it is if it was only turned on the way. Either would be copied. A max pool has to read what a ReLU gives.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(file)
+    (graph,) = model.subgraphs
+    operators = list(_operators(model, graph))
+    maker = {index: (operator, kind) for operator, kind in operators for index in operator.outputs}
+    rectified = (schema.ActivationFunctionType.RELU, schema.ActivationFunctionType.RELU6)
+    for operator, kind in operators:
+        if kind not in ("MAX_POOL_2D", "DEPTHWISE_CONV_2D", "CONV_2D"):
+            continue
+        options = operator.builtinOptions
+        for source, pads in list(_sources(model, graph, maker, operator.inputs[0])):
+            if not any(pads):
+                operator.inputs[0] = source
+                continue
+            made, _ = maker.get(source, (None, ""))
+            activation = getattr(getattr(made, "builtinOptions", None), "fusedActivationFunction", None)
+            plain = graph.tensors[source].shape
+            height, width = (
+                (options.filterHeight, options.filterWidth)
+                if kind == "MAX_POOL_2D"
+                else graph.tensors[operator.inputs[1]].shape[1:3]
+            )
+            own = [
+                *_own_pads(int(plain[1]), int(options.strideH), int(height)),
+                *_own_pads(int(plain[2]), int(options.strideW), int(width)),
+            ]
+            if pads == [0, 0, *own, 0, 0] and (kind != "MAX_POOL_2D" or activation in rectified):
+                operator.inputs[0], options.padding = source, schema.Padding.SAME
+    _drop_unread(model, graph)
+    flatbuffer_utils.write_model(model, file)
+
+
+def _sources(model: Any, graph: Any, maker: dict[int, tuple[Any, str]], index: int) -> Iterator[tuple[int, list[int]]]:
+    """Tensors further up that `index` is only a turned and padded form of, in its own layout, and with what pads."""
+    axes, pads = [0, 1, 2, 3], [0] * 8
+    while index in maker:
+        operator, kind = maker[index]
+        if kind == "TRANSPOSE" and len(graph.tensors[index].shape) == 4:
+            permutation = _constant(model, graph, operator.inputs[1])
+            axes = [permutation[axis] for axis in axes]
+        elif kind == "PAD" and len(graph.tensors[index].shape) == 4:
+            amounts = _constant(model, graph, operator.inputs[1])
+            pads = [known + amounts[2 * axes[k // 2] + k % 2] for k, known in enumerate(pads)]
+        else:
+            return
+        index = int(operator.inputs[0])
+        if axes == [0, 1, 2, 3]:
+            yield index, pads
+
+
+def _drop_unread(model: Any, graph: Any) -> None:
+    """Transposes and pads whose result nobody reads any more."""
+    while True:
+        read = {index for operator in graph.operators for index in operator.inputs} | set(graph.outputs)
+        kept = [
+            operator
+            for operator, kind in _operators(model, graph)
+            if kind not in ("TRANSPOSE", "PAD") or operator.outputs[0] in read
+        ]
+        if len(kept) == len(graph.operators):
+            return
+        graph.operators = kept
+
+
+def _own_pads(length: int, stride: int, size: int) -> tuple[int, int]:
+    """What LiteRT's padding "same" puts before and after `length` places."""
+    total = max(0, (-(-length // stride) - 1) * stride + size - length)
+    return total // 2, total - total // 2
+
+
+def _constant(model: Any, graph: Any, index: int) -> list[int]:
+    """The numbers of an int32 tensor that is part of the model."""
+    import numpy as np
+
+    data = np.asarray(model.buffers[graph.tensors[index].buffer].data, dtype=np.uint8)
+    return [int(number) for number in data.view("<i4")]
+
+
+def mirror(file: str) -> None:
+    """In place: takes the picture as it is, and reverses the order of all its numbers first: rows, columns and colours.
+    What is padded then pads inside.
+    """
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(file)
+    (graph,) = model.subgraphs
+    (reversed_,) = graph.inputs
+    picture, axes = copy.copy(graph.tensors[reversed_]), schema.TensorT()
+    picture.name, graph.tensors[reversed_].name = graph.tensors[reversed_].name, b"mirrored"
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.array([1, 2, 3], "<i4").tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    axes.name, axes.shape, axes.type, axes.buffer = b"axes", [3], schema.TensorType.INT32, len(model.buffers) - 1
+    graph.tensors += [picture, axes]
+    taken = len(graph.tensors) - 2
+    step = schema.OperatorT()
+    step.opcodeIndex = _operator_code(model, schema.BuiltinOperator.REVERSE_V2)
+    step.inputs, step.outputs = [taken, taken + 1], [reversed_]
+    graph.operators, graph.inputs = [step, *graph.operators], [taken]
+    for signature in model.signatureDefs:
+        for named in signature.inputs:
+            named.tensorIndex = taken
+    flatbuffer_utils.write_model(model, file)
+    _pad_inside(file)
+
+
 def _dequantise_bytes(file: str) -> None:
     """In place: bytes that are cast to float32 are dequantised with scale 1 instead, which gives the same numbers.
     XNNPACK does that; a cast it leaves to LiteRT's own kernels.
@@ -248,5 +363,6 @@ if __name__ == "__main__":
         "convert": convert,
         "halve": halve,
         "quantise": quantise,
+        "mirror": mirror,
     }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -29,15 +29,20 @@ SCRIPT = Path(__file__).with_name("litert_script.py")
 class NhwcModule(nn.Module):
     """float32 (1, H, W, 3) RGB in [0, 1], or uint8, -> {"probabilities": float32 (1, K)}, as `module` answers; H = W =
     `size`. Takes `module` over: it is changed.
+
+    If `mirrored` comes out true, it answers for the picture of which all bytes are in reverse order: the last pixel
+    comes first, and blue before red.
     """
 
     def __init__(self, module: DeployModule, size: int) -> None:
         super().__init__()
         # Those of bytes are there for every pixel of a row.
         mean, std = module.mean.flatten()[:3], module.std.flatten()[:3]
+        self.mirrored = isinstance(module.network, LiveChannelShuffleNet)
         if isinstance(module.network, LiveChannelShuffleNet):
             _take_std_into(module.network.stem, std)
-            std = torch.ones_like(std)
+            _mirror(module.network)
+            mean, std = mean.flip(0), torch.ones_like(std)
         self.rows = NormalisedRows(mean, std, size)
         self.deployed = module
 
@@ -66,15 +71,42 @@ class NormalisedRows(nn.Module):
 
 
 def _take_std_into(stem: nn.Sequential, std: Tensor) -> None:
-    """Let the first convolution do the division, which is exact: it pads with zeros, and a zero divided is a zero. The
-    max pool reads what a ReLU gives and may pad with zeros, too, which LiteRT hands to XNNPACK, where it keeps a pad
-    with the lowest number to itself.
-    """
-    conv, relu, pool = stem
-    assert isinstance(conv, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(pool, nn.MaxPool2d)
+    """Let the first convolution do the division, which is exact: it pads with zeros, and a zero divided is a zero."""
+    conv = stem[0]
+    assert isinstance(conv, nn.Conv2d)
     conv.weight.data = (conv.weight.data.double() / std.double().view(1, 3, 1, 1)).to(conv.weight.dtype)
-    assert isinstance(pool.padding, int)
-    stem[2] = nn.Sequential(nn.ZeroPad2d(pool.padding), nn.MaxPool2d(pool.kernel_size, pool.stride))
+
+
+def _mirror(network: LiveChannelShuffleNet) -> None:
+    """The same network for pictures that are mirrored in both directions, with their colours in reverse order.
+
+    PyTorch pads above and to the left of what it halves, LiteRT below and to the right, and anything else is a pad of
+    its own there. Before the max pool that copies the largest map: 4 % of the time in fp32 and 9 % in int8
+    (ShuffleNetV2 at 224 px). Mirrored, the network pads where LiteRT does. Its last step is a mean, which knows no
+    directions.
+    """
+    stem = network.stem
+    assert isinstance(stem[0], nn.Conv2d) and isinstance(stem[1], nn.ReLU) and isinstance(stem[2], nn.MaxPool2d)
+    stem[0].weight.data = stem[0].weight.data.flip(1)
+    for chain in (stem, *network.branches):
+        assert isinstance(chain, nn.Sequential)
+        for place, layer in enumerate(chain):
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.data = layer.weight.data.flip(2, 3).contiguous()
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and layer.stride in (2, (2, 2)):
+                assert layer.kernel_size in (3, (3, 3)) and layer.padding in (1, (1, 1))
+                layer.padding = 0
+                chain[place] = nn.Sequential(PadAfter(), layer)
+
+
+class PadAfter(nn.Module):
+    """(N, C, H, W) with a border of zeros, for a kernel of three and a stride of two: below and to the right, and on
+    the other sides where H or W is odd. Zeros are right for the max pool, too: it reads what a ReLU gives.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return nn.functional.pad(x, (width % 2, 1, height % 2, 1))
 
 
 def compile_litert(job: ExportJob) -> Compiled:
@@ -102,10 +134,13 @@ def compile_litert(job: ExportJob) -> Compiled:
         made_by = json.loads(run_converter(SCRIPT, "versions").splitlines()[-1])
         run_converter(SCRIPT, "convert", program, fp32)
         if job.precision == "int8":
-            np.save(images, to_input(required_for_int8(job.calibration).pixels, "float32", "NHWC"))
+            pixels = required_for_int8(job.calibration).pixels
+            np.save(images, to_input(pixels[:, ::-1, ::-1, ::-1] if module.mirrored else pixels, "float32", "NHWC"))
             run_converter(SCRIPT, "quantise", fp32, images, job.dtype, file)
         elif job.precision == "fp16":
             run_converter(SCRIPT, "halve", fp32, file)
+        if module.mirrored:
+            run_converter(SCRIPT, "mirror", file)
     details = {"converter": made_by}
     if job.precision == "int8":
         activations = "int8, affine, smallest and largest value"

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from dspkd_bench.subjects import open_subject
 from dspkd_export import export_student, litert_script, verify
 from dspkd_export.calibration import Calibration
 from dspkd_export.certificate import Images
-from dspkd_export.deploy_module import DeployModule
+from dspkd_export.deploy_module import DeployModule, deploy_module
 from dspkd_export.litert_target import MODEL_FILE, NhwcModule, compile_litert
 
 PREPROCESS = Preprocess(size=SIZE)
@@ -61,10 +62,25 @@ def nhwc_answers(module, images):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_the_module_for_the_converter_answers_as_the_student(student, expected, tmp_path, dtype):
+def test_the_module_for_the_converter_answers_for_mirrored_pictures(student, expected, tmp_path, dtype):
     job = recording_job(student, tmp_path, "fp32", takes_bytes=dtype == "uint8")
-    answers = nhwc_answers(NhwcModule(job.module(), SIZE).eval(), to_input(pictures(), dtype, "NHWC"))
+    module = NhwcModule(job.module(), SIZE).eval()
+    assert module.mirrored
+    answers = nhwc_answers(module, to_input(pictures()[:, ::-1, ::-1, ::-1], dtype, "NHWC"))
     np.testing.assert_allclose(answers, expected, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("size", range(16, 49))
+def test_mirrored_at_every_size(student, size):
+    """At an odd side both ends are padded."""
+    images = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    card = student.card.model_copy(update={"preprocess": Preprocess(size=size)})
+    module = deploy_module(replace(student, card=card))
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(to_input(images))).numpy()
+    mirrored = NhwcModule(module, size).eval()
+    answers = nhwc_answers(mirrored, to_input(images[:, ::-1, ::-1, ::-1], "float32", "NHWC"))
+    np.testing.assert_allclose(answers, wanted, atol=ROUNDING)
 
 
 def test_the_first_convolution_divides_by_std(student, tmp_path):
@@ -82,7 +98,7 @@ def test_a_network_of_another_kind(dtype):
     network = mobilenet_v2(num_classes=3).eval()
     plain = DeployModule(network, PREPROCESS).eval()
     module = NhwcModule(DeployModule(network, PREPROCESS, takes_bytes=dtype == "uint8"), SIZE).eval()
-    assert module.rows.divides
+    assert module.rows.divides and not module.mirrored
     with torch.no_grad():
         wanted = plain(torch.from_numpy(to_input(pictures()))).numpy()
     np.testing.assert_allclose(nhwc_answers(module, to_input(pictures(), dtype, "NHWC")), wanted, atol=ROUNDING)
@@ -114,6 +130,73 @@ def graph_of(file):
     return graph, [(kind, operator) for operator, kind in litert_script._operators(model, graph)]
 
 
+@pytest.fixture
+def finished(tmp_path):
+    """The recorded file of a precision as it is shipped."""
+    pytest.importorskip("ai_edge_litert")
+
+    def finish(precision):
+        file = tmp_path / f"finished-{precision}.tflite"
+        file.write_bytes((RECORDED / f"shufflenet-{precision}.tflite").read_bytes())
+        litert_script.mirror(str(file))
+        return file
+
+    return finish
+
+
+MIRRORED = pictures()[:, ::-1, ::-1, ::-1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_mirroring_takes_the_picture_as_it_is(precision, finished):
+    files = RECORDED / f"shufflenet-{precision}.tflite", finished(precision)
+    before, after = (load_model("litert", file) for file in files)
+    np.testing.assert_allclose(after.answer(pictures()), before.answer(MIRRORED), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_pads_pads_inside(precision, finished):
+    kinds_before = [kind for kind, _ in graph_of(RECORDED / f"shufflenet-{precision}.tflite")[1]]
+    kinds = [kind for kind, _ in graph_of(finished(precision))[1]]
+    assert kinds_before.count("PAD") >= 4 and "PAD" not in kinds and "TRANSPOSE" not in kinds
+    assert kinds[0] == "REVERSE_V2"
+    assert sorted(kinds[1:]) == sorted(kind for kind in kinds_before if kind not in ("PAD", "TRANSPOSE"))
+
+
+def test_a_pad_of_zeros_stays_before_a_pool_of_numbers_that_may_be_negative(tmp_path, finished):
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    file = tmp_path / "no-relu.tflite"
+    model = flatbuffer_utils.read_model(str(RECORDED / "shufflenet-fp32.tflite"))
+    (graph,) = model.subgraphs
+    first = next(operator for operator, kind in litert_script._operators(model, graph) if kind == "CONV_2D")
+    first.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
+    flatbuffer_utils.write_model(model, str(file))
+    before = load_model("litert", file).answer(MIRRORED)
+    litert_script.mirror(str(file))
+    assert [kind for kind, _ in graph_of(file)[1]].count("PAD") == 1
+    np.testing.assert_allclose(load_model("litert", file).answer(pictures()), before, atol=1e-6)
+
+
+def test_pads_that_litert_would_put_elsewhere_stay(tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    file = tmp_path / "other.tflite"
+    file.write_bytes((RECORDED / "shufflenet-fp32.tflite").read_bytes())
+    pads = [kind for kind, _ in graph_of(file)[1]].count("PAD")
+    monkeypatch.setattr(litert_script, "_own_pads", lambda *_: (1, 0))
+    litert_script._pad_inside(str(file))
+    assert [kind for kind, _ in graph_of(file)[1]].count("PAD") == pads
+
+
+@pytest.mark.parametrize(
+    ("length", "pads"), [(112, (0, 1)), (56, (0, 1)), (7, (1, 1)), (3, (1, 1)), (2, (0, 1)), (1, (1, 1))]
+)
+def test_what_litert_pads(length, pads):
+    assert litert_script._own_pads(length, 2, 3) == pads
+    assert litert_script._own_pads(length, 1, 3) == (1, 1)
+
+
 def test_no_concatenation_is_longer_than_xnnpack_takes():
     pytest.importorskip("ai_edge_litert")
     _, operators = graph_of(RECORDED / "shufflenet-fp32.tflite")
@@ -129,7 +212,7 @@ def test_a_split_concatenation_gives_the_same(expected, tmp_path, monkeypatch):
     litert_script._split_concatenations(str(file))
     _, operators = graph_of(file)
     assert max(len(operator.inputs) for kind, operator in operators if kind == "CONCATENATION") == 2
-    np.testing.assert_allclose(load_model("litert", file).answer(pictures()), expected, atol=ROUNDING)
+    np.testing.assert_allclose(load_model("litert", file).answer(MIRRORED), expected, atol=ROUNDING)
 
 
 def test_what_is_handed_on_has_one_scale_and_the_picture_all_bytes():
@@ -220,7 +303,7 @@ def test_bytes_are_dequantised_and_not_cast(tmp_path):
 
 
 def in_one_piece(file):
-    """XNNPACK takes the whole program."""
+    """XNNPACK takes the whole program, the reversal of the picture aside."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file))
@@ -229,7 +312,9 @@ def in_one_piece(file):
     (picture,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
     if len(delegates) != 1:
         return False
-    return picture["index"] in delegates[0]["inputs"] and answer["index"] in delegates[0]["outputs"]
+    _, operators = graph_of(file)
+    first = operators[0][1].outputs[0] if operators[0][0] == "REVERSE_V2" else picture["index"]
+    return first in delegates[0]["inputs"] and answer["index"] in delegates[0]["outputs"]
 
 
 def test_bytes_of_another_scale_are_refused(tmp_path):
@@ -246,25 +331,23 @@ def test_bytes_of_another_scale_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_xnnpack_takes_the_whole_program(precision):
-    pytest.importorskip("ai_edge_litert")
+def test_xnnpack_takes_the_whole_program(precision, finished):
     assert in_one_piece(RECORDED / f"shufflenet-{precision}.tflite")
+    assert in_one_piece(finished(precision))
 
 
 # The runtime ---------------------------------------------------------------------------------------
 
 
-def test_the_recorded_file_answers_as_the_student(expected):
-    pytest.importorskip("ai_edge_litert")
-    model = load_model("litert", RECORDED / "shufflenet-fp32.tflite")
+def test_the_recorded_file_answers_as_the_student(expected, finished):
+    model = load_model("litert", finished("fp32"))
     assert (model.dtype, model.layout) == ("float32", "NHWC")
     assert model.runtime.startswith("ai-edge-litert ")
     np.testing.assert_allclose(model.answer(pictures()), expected, atol=ROUNDING)
 
 
-def test_the_recorded_int8_file_is_near(expected):
-    pytest.importorskip("ai_edge_litert")
-    answers = load_model("litert", RECORDED / "shufflenet-int8.tflite").answer(pictures())
+def test_the_recorded_int8_file_is_near(expected, finished):
+    answers = load_model("litert", finished("int8")).answer(pictures())
     assert 0.001 < np.abs(answers - expected).mean() < 0.1
 
 
@@ -350,6 +433,7 @@ def stand_in_converter(tmp_path, monkeypatch):
         f"""#!/bin/sh
 if test "$2" = versions; then echo '{{"litert-torch": "0.0", "ai-edge-litert": "9.0"}}'; exit; fi
 test -s "$3" || exit 9
+if test "$2" = mirror; then exec "{sys.executable}" "$1" mirror "$3"; fi
 cp "{recorded}" "$4"
 """
     )
@@ -406,8 +490,7 @@ def test_converted(student, expected, tmp_path, precision, tolerance, takes_byte
     assert model.dtype == ("uint8" if takes_bytes else "float32")
     assert np.abs(model.answer(pictures()) - expected).mean() < tolerance
     kinds = [kind for kind, _ in graph_of(tmp_path / MODEL_FILE)[1]]
-    # A pad with the lowest number, before a max pool, is one that XNNPACK does not take.
-    assert "PADV2" not in kinds
+    assert not {"PAD", "PADV2", "TRANSPOSE"} & set(kinds)
     assert precision == "fp16" or in_one_piece(tmp_path / MODEL_FILE)
 
 
