@@ -21,7 +21,7 @@ class Cleaning(StoredForm):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hair_removal: bool = False
-    """Paint over dark hairs (`dspkd.data.hair`); needs OpenCV, the extra `hair`."""
+    """Paint over dark hairs (`dspkd.data.hair`)."""
     hair_threshold: float = Field(default=HAIR_THRESHOLD, ge=0.0, lt=1.0)
     """Only in pictures of which hairs cover a larger share than this; the others stay as they are."""
     illumination: bool = False

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +87,8 @@ def take_fingerprints(table: Table, *, progress: Progress | None = None) -> Fing
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         shares = [share for team in side_by_side(range(count), threads) for share in team]
         try:
-            for done in accumulate(pool.map(take_some, shares)):
-                if progress and (done % REPORT == 0 or done == count):
+            for before, done in pairwise(accumulate(pool.map(take_some, shares), initial=0)):
+                if progress and (done // REPORT > before // REPORT or done == count):
                     progress(done, count, "decoding images")
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

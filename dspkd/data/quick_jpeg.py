@@ -20,10 +20,10 @@ __all__ = ["decode_plain_jpeg"]
 _SUFFIXES = frozenset({".jpg", ".jpeg"})
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
 # Markers of ITU-T T.81, table B.1: frames that every decoder knows (baseline, extended, progressive), other frames, the
-# start of a scan and the end. Where Exif is kept is a convention.
+# start of a scan and the end. That Exif and XMP are kept in APP1 is a convention.
 _USUAL_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-_STOPS = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD9, 0xDA})
-_APP1, _FILL = 0xE1, 0xFF
+_OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_SCAN, _STOP, _APP1, _FILL = 0xDA, 0xD9, 0xE1, 0xFF
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -35,8 +35,8 @@ def decode_plain_jpeg(path: Path, at_least: int | None = None) -> np.ndarray | N
     """uint8 (H, W, 3) RGB, bit for bit what Pillow makes of the file. With `at_least` at the smallest of its sizes (1,
     1/2, 1/4, 1/8) of which both sides have that many pixels.
 
-    None, and no error, if the file is no whole JPEG of three colours with 8 bits, has Exif (it may have to be turned)
-    or more pixels than Pillow allows.
+    None, and no error, if the file is no whole JPEG of three colours with 8 bits, has Exif or XMP (it may have to be
+    turned) or more pixels than Pillow allows.
     """
     if path.suffix.lower() not in _SUFFIXES or not _same_as_pillow():
         return None
@@ -87,23 +87,23 @@ def _same_as_pillow() -> bool:
 
 
 def _plain_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height from the frame's header, if nothing before it speaks against OpenCV."""
-    place = 2
+    """Width and height from the frame's header, if nothing before the first scan speaks against OpenCV."""
+    place, size = 2, None
     while place + 10 <= len(content) and content[place] == _FILL:
         marker = content[place + 1]
         if marker == _FILL:
             place += 1
             continue
+        if marker == _SCAN:
+            return size
         length = int.from_bytes(content[place + 2 : place + 4], "big")
         if marker in _USUAL_FRAMES:
-            bits, height, width, colours = (
-                content[place + 4],
-                int.from_bytes(content[place + 5 : place + 7], "big"),
-                int.from_bytes(content[place + 7 : place + 9], "big"),
-                content[place + 9],
-            )
-            return (width, height) if bits == 8 and colours == 3 and width and height else None
-        if marker in _STOPS or (marker == _APP1 and content.startswith(b"Exif", place + 4)) or length < 2:
+            bits, colours = content[place + 4], content[place + 9]
+            height, width = (int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7))
+            if size is not None or bits != 8 or colours != 3 or not width or not height:
+                return None
+            size = width, height
+        if marker in _OTHER_FRAMES or marker in (_STOP, _APP1) or length < 2:
             return None
         place += 2 + length
     return None

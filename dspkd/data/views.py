@@ -2,7 +2,7 @@
 
 No generator state travels between workers, epochs or runs: any view can be made again, bit for bit, with any number of
 workers and after a resume. What is random about a view are a few numbers from a hash of those three; the pixels then
-follow for a whole batch at once, on the batch's device.
+follow on the batch's device.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ __all__ = [
 
 VIEWS_PER_EPOCH = 1 << 20
 NUMBERS = 16
-# Elements of a group of images that colour is changed in together: what stays in a core's cache.
-COLOUR_GROUP = 1 << 17
 # Of red, green and blue in grey (ITU-R BT.601), as torchvision has them.
 GREY = (0.2989, 0.587, 0.114)
 # By right angles, counter-clockwise.
@@ -185,10 +183,8 @@ def shades_of_grey(images: Tensor) -> Tensor:
 
 
 def _under_white_light(images: Tensor, views: Views) -> Tensor:
-    if not views.constancy.any():
-        return images
-    group = max(1, COLOUR_GROUP // images[0].numel())
-    for members in torch.from_numpy(np.flatnonzero(views.constancy)).to(images.device).split(group):
+    if views.constancy.any():
+        members = torch.from_numpy(np.flatnonzero(views.constancy)).to(images.device)
         images[members] = shades_of_grey(images[members])
     return images
 
@@ -205,22 +201,19 @@ def _coloured(images: Tensor, views: Views) -> Tensor:
     if (views.brightness == 1).all() and (views.contrast == 1).all() and (views.saturation == 1).all():
         return images
     own, grey, mean = (torch.from_numpy(share).to(images.device).view(-1, 1) for share in _shares(views))
-    weights, height = torch.tensor(GREY, device=images.device), images.shape[-2]
-    group = max(1, COLOUR_GROUP // images[0].numel())
-    for start in range(0, len(images), group):
-        part = slice(start, start + group)
-        values = images[part].flatten(2).float()
-        greys = weights @ values
-        offset = mean[part] * _mean_grey(values.unflatten(2, (height, -1)), weights) + 0.5
-        values.mul_(own[part, :, None]).add_(greys.mul_(grey[part]).add_(offset).unsqueeze(1)).clamp_(0.0, 255.0)
-        images[part].flatten(2).copy_(values)
-    return images
+    weights = torch.tensor(GREY, device=images.device)
+    values = images.float()
+    offset = mean * _mean_grey(values, weights) + 0.5
+    values = values.flatten(2)
+    greys = weights @ values
+    values.mul_(own[:, :, None]).add_(greys.mul_(grey).add_(offset).unsqueeze(1)).clamp_(0.0, 255.0)
+    return values.to(torch.uint8).view_as(images)
 
 
 def _mean_grey(levels: Tensor, weights: Tensor) -> Tensor:
     """float32 (B, 1) of float32 (B, 3, H, W) that hold whole numbers.
 
-    Sums of whole numbers have no rounding, so that nothing depends on how PyTorch divides a sum over its threads.
+    Sums of whole numbers have no rounding, so that nothing depends on the order in which a device adds them.
     """
     totals = levels.sum(-1).sum(-1, dtype=torch.int64).float()
     red, green, blue = (totals * weights).split(1, dim=1)

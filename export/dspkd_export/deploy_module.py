@@ -20,7 +20,7 @@ __all__ = ["DeployModule", "deploy_module", "fold_batch_norms"]
 
 class DeployModule(nn.Module):
     """float32 (N, 3, H, W) RGB in [0, 1], or uint8 (N, H, W, 3) RGB as a camera or a decoder has it, -> float32 (N, K)
-    probabilities: softmax of the logits over `temperature`.
+    probabilities: softmax of the logits over `temperature`. Bytes have to have the side of `preprocess`.
     """
 
     mean: Tensor

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -182,6 +183,8 @@ def _pad_inside(file: str) -> None:
             if not any(pads):
                 operator.inputs[0] = source
                 continue
+            if options.padding != schema.Padding.VALID or getattr(options, "dilationHFactor", 1) != 1:
+                continue
             made, _ = maker.get(source, (None, ""))
             activation = getattr(getattr(made, "builtinOptions", None), "fusedActivationFunction", None)
             plain = graph.tensors[source].shape
@@ -256,19 +259,39 @@ def mirror(file: str) -> None:
 
     model = flatbuffer_utils.read_model(file)
     (graph,) = model.subgraphs
-    (reversed_,) = graph.inputs
-    picture, axes = copy.copy(graph.tensors[reversed_]), schema.TensorT()
-    picture.name, graph.tensors[reversed_].name = graph.tensors[reversed_].name, b"mirrored"
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(np.array([1, 2, 3], "<i4").tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    axes.name, axes.shape, axes.type, axes.buffer = b"axes", [3], schema.TensorType.INT32, len(model.buffers) - 1
-    graph.tensors += [picture, axes]
-    taken = len(graph.tensors) - 2
-    step = schema.OperatorT()
-    step.opcodeIndex = _operator_code(model, schema.BuiltinOperator.REVERSE_V2)
-    step.inputs, step.outputs = [taken, taken + 1], [reversed_]
-    graph.operators, graph.inputs = [step, *graph.operators], [taken]
+    (mirrored,) = graph.inputs
+
+    def added(name: str, shape: list[int]) -> int:
+        tensor = copy.copy(graph.tensors[mirrored])
+        tensor.name, tensor.shape = name.encode(), shape
+        graph.tensors.append(tensor)
+        return len(graph.tensors) - 1
+
+    def constant(name: str, numbers: list[int]) -> int:
+        buffer, tensor = schema.BufferT(), schema.TensorT()
+        buffer.data = np.frombuffer(np.array(numbers, "<i4").tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        tensor.name, tensor.shape, tensor.type = name.encode(), [len(numbers)], schema.TensorType.INT32
+        tensor.buffer = len(model.buffers) - 1
+        graph.tensors.append(tensor)
+        return len(graph.tensors) - 1
+
+    shape = [int(length) for length in graph.tensors[mirrored].shape]
+    # As one row: LiteRT of some years ago reverses along one axis only, and says nothing of the others.
+    row = [1, math.prod(shape)]
+    taken, flat, turned = added(_name(graph, mirrored), shape), added("as one row", row), added("turned", row)
+    graph.tensors[mirrored].name = b"mirrored"
+    kinds = schema.BuiltinOperator
+    steps = []
+    for kind, read, with_, made in (
+        (kinds.RESHAPE, taken, constant("row", row), flat),
+        (kinds.REVERSE_V2, flat, constant("axis", [1]), turned),
+        (kinds.RESHAPE, turned, constant("picture", shape), mirrored),
+    ):
+        step = schema.OperatorT()
+        step.opcodeIndex, step.inputs, step.outputs = _operator_code(model, kind), [read, with_], [made]
+        steps.append(step)
+    graph.operators, graph.inputs = [*steps, *graph.operators], [taken]
     for signature in model.signatureDefs:
         for named in signature.inputs:
             named.tensorIndex = taken
