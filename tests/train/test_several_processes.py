@@ -31,14 +31,17 @@ from dspkd.train.reporter import Reporter
 from dspkd.train.run import run
 from dspkd.train.task import StageTask, method_context
 
+# Small steps: large ones make a difference in the last place of a gradient, which the order of a sum decides, a
+# hundred times as large within an epoch.
+LR = 1e-3
 STAGES = [
     {
         "method": "hf_masked_generation",
         "epochs": 2,
         "settings": {"generator_width": 8, "mask": "random"},
-        "optimizer": {"gradient_clip": 1.0},
+        "optimizer": {"gradient_clip": 1.0, "lr": LR},
     },
-    {"method": "norm_kd", "epochs": 2},
+    {"method": "norm_kd", "epochs": 2, "optimizer": {"lr": LR}},
 ]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dspkd", "distill"]
 
@@ -99,7 +102,7 @@ def check_same_result(place, name):
         assert own["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert own["val"] == pytest.approx(other["val"], rel=1e-3)
     one, several = place.weights("one"), place.weights(name)
-    assert max(float((one[key].double() - several[key].double()).abs().max()) for key in one) < 2e-3
+    assert max(float((one[key].double() - several[key].double()).abs().max()) for key in one) < 2e-4
 
 
 def test_two_processes_give_what_one_gives(place, two):
