@@ -15,7 +15,7 @@ from dspkd.student import Student
 from dspkd_export.graph_rewrite import rewrite_graph
 from dspkd_export.live_channels import LiveChannelShuffleNet, Widths
 
-__all__ = ["DeployModule", "deploy_module", "fold_batch_norms"]
+__all__ = ["DeployModule", "deploy_module", "fold_batch_norms", "normalised_rows"]
 
 
 class DeployModule(nn.Module):
@@ -33,11 +33,12 @@ class DeployModule(nn.Module):
         self.network, self.takes_bytes, self.temperature = network, takes_bytes, temperature
         self.gives_logits = False
         """For training and for half precision: ends before the temperature and the softmax."""
-        self.size = preprocess.size
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             levels = torch.tensor(values)
             # Bytes are not divided by 255 first: that would be one more pass over the picture.
-            self.register_buffer(name, (255.0 * levels).repeat(self.size) if takes_bytes else levels.view(1, 3, 1, 1))
+            self.register_buffer(
+                name, (255.0 * levels).repeat(preprocess.size) if takes_bytes else levels.view(1, 3, 1, 1)
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.network(self._normalised(image))
@@ -46,14 +47,22 @@ class DeployModule(nn.Module):
     def _normalised(self, image: Tensor) -> Tensor:
         if not self.takes_bytes:
             return (image - self.mean) / self.std
-        # Bytes become numbers before they change their order, and rows are normalised as a whole: ExecuTorch's own
-        # kernels take a millisecond to turn a picture of 224 px, and runtimes several times as long where the innermost
-        # dimension is three channels.
-        rows = (image.to(self.mean.dtype).reshape(-1, self.size, 3 * self.size) - self.mean) / self.std
-        return rows.reshape(-1, self.size, self.size, 3).permute(0, 3, 1, 2)
+        # Bytes become numbers before they change their order: ExecuTorch's own kernels take a millisecond to turn a
+        # picture of 224 px.
+        return normalised_rows(image, self.mean, self.std).permute(0, 3, 1, 2)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=1)
+
+
+def normalised_rows(image: Tensor, mean: Tensor, std: Tensor | None) -> Tensor:
+    """(image - `mean`) / `std` of numbers (N, H, W, 3), computed on whole rows: runtimes need several times as long
+    where the innermost dimension is three channels. `mean` and `std`, (3 W,), are repeated for every pixel of a row;
+    without `std` nothing is divided.
+    """
+    _, height, width, channels = image.shape
+    rows = image.to(mean.dtype).reshape(-1, height, width * channels) - mean
+    return (rows if std is None else rows / std).reshape(-1, height, width, channels)
 
 
 def deploy_module(

@@ -282,19 +282,12 @@ def mirror(file: str) -> None:
     taken, flat, turned = added(_name(graph, mirrored), shape), added("as one row", row), added("turned", row)
     graph.tensors[mirrored].name = b"mirrored"
     kinds = schema.BuiltinOperator
-    steps = []
-    for kind, read, with_, made in (
-        (kinds.RESHAPE, taken, constant("row", row), flat),
-        (kinds.REVERSE_V2, flat, constant("axis", [1]), turned),
-        (kinds.RESHAPE, turned, constant("picture", shape), mirrored),
-    ):
-        step = schema.OperatorT()
-        step.opcodeIndex, step.inputs, step.outputs = _operator_code(model, kind), [read, with_], [made]
-        steps.append(step)
-    graph.operators, graph.inputs = [*steps, *graph.operators], [taken]
-    for signature in model.signatureDefs:
-        for named in signature.inputs:
-            named.tensorIndex = taken
+    _begin_with(
+        model,
+        (kinds.RESHAPE, [taken, constant("row", row)], flat),
+        (kinds.REVERSE_V2, [flat, constant("axis", [1])], turned),
+        (kinds.RESHAPE, [turned, constant("picture", shape)], mirrored),
+    )
     flatbuffer_utils.write_model(model, file)
     _pad_inside(file)
 
@@ -338,20 +331,30 @@ def _take_bytes(file: str) -> None:
     floats.type, floats.name, floats.quantization = schema.TensorType.FLOAT32, b"image in [0, 1]", None
     graph.tensors += [picture, floats]
     taken, between = len(graph.tensors) - 2, len(graph.tensors) - 1
-    steps = []
-    for kind, read, made in (
-        (schema.BuiltinOperator.DEQUANTIZE, taken, between),
-        (schema.BuiltinOperator.QUANTIZE, between, levels),
-    ):
+    _begin_with(
+        model,
+        (schema.BuiltinOperator.DEQUANTIZE, [taken], between),
+        (schema.BuiltinOperator.QUANTIZE, [between], levels),
+    )
+    flatbuffer_utils.write_model(model, file)
+
+
+def _begin_with(model: Any, *steps: tuple[int, list[int], int]) -> None:
+    """In place: these operators (builtin code, tensors read, tensor made) come first, and the model takes what the
+    first of them reads first.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    (graph,) = model.subgraphs
+    operators = []
+    for kind, read, made in steps:
         step = schema.OperatorT()
-        step.opcodeIndex, step.inputs, step.outputs = _operator_code(model, kind), [read], [made]
-        steps.append(step)
-    graph.operators = [*steps, *graph.operators]
-    graph.inputs = [taken]
+        step.opcodeIndex, step.inputs, step.outputs = _operator_code(model, kind), read, [made]
+        operators.append(step)
+    graph.operators, graph.inputs = [*operators, *graph.operators], steps[0][1][:1]
     for signature in model.signatureDefs:
         for named in signature.inputs:
-            named.tensorIndex = taken
-    flatbuffer_utils.write_model(model, file)
+            named.tensorIndex = steps[0][1][0]
 
 
 def _operator_code(model: Any, kind: int) -> int:

@@ -16,7 +16,7 @@ from dspkd.litert_converter import run_converter
 from dspkd.quiet import quiet_libraries
 from dspkd.runtimes import load_model, to_input
 from dspkd_export.calibration import required_for_int8
-from dspkd_export.deploy_module import DeployModule
+from dspkd_export.deploy_module import DeployModule, normalised_rows
 from dspkd_export.job import Compiled, ExportJob
 from dspkd_export.live_channels import LiveChannelShuffleNet
 
@@ -52,9 +52,7 @@ class NhwcModule(nn.Module):
 
 
 class NormalisedRows(nn.Module):
-    """(image - `mean`) / `std` in NHWC, computed on whole rows of a picture: XNNPACK needs several times as long where
-    the innermost dimension is three channels.
-    """
+    """`normalised_rows` with a mean and a std of three channels, for pictures of `size`."""
 
     mean: Tensor
     std: Tensor
@@ -66,8 +64,7 @@ class NormalisedRows(nn.Module):
         self.register_buffer("std", std.repeat(size))
 
     def forward(self, image: Tensor) -> Tensor:
-        rows = image.to(self.mean.dtype).flatten(2) - self.mean
-        return (rows / self.std if self.divides else rows).reshape(image.shape)
+        return normalised_rows(image, self.mean, self.std if self.divides else None)
 
 
 def _take_std_into(stem: nn.Sequential, std: Tensor) -> None:
